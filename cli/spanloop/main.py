@@ -1,0 +1,67 @@
+"""The `spanloop` command: finds a subcommand's module by name and loads it only when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+# name → one line for `spanloop --help`, so that listing the commands imports none of them.
+COMMANDS = {
+    "up": "Start receivers, embedded store, ClickHouse endpoint and gateway.",
+    "doctor": "Check this environment and print the fix for each problem.",
+    "import": "Take OTLP from files, through the receiver's own path.",
+    "build": "Turn traces into a dataset of transitions.",
+    "train": "Train a model on a dataset.",
+    "serve": "Serve small models over the OpenAI protocol, with token ids.",
+    "evaluate": "Compare two model versions on held-out tasks.",
+    "promote": "Move an alias to a version that won its evaluation.",
+    "status": "Show store, versions, aliases and the audit trail.",
+    "report": "Write one self-contained HTML page of a run.",
+    "show": "Print one episode: messages, tool calls, rewards.",
+}
+
+
+class LazyGroup(click.Group):
+    """Loads `spanloop.commands.<name>` on use: importing torch must not be the price of `spanloop --help`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        # `import` is a keyword, so its module carries a trailing underscore.
+        suffix = "_" if cmd_name == "import" else ""
+        module = importlib.import_module(f"spanloop.commands.{cmd_name}{suffix}")
+        command = module.command
+        assert isinstance(command, click.Command), f"{module.__name__}.command must be a click command"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="spanloop")
+def cli() -> None:
+    """Turn the OpenTelemetry traces of unmodified LLM agents into a better model."""
+
+
+def main() -> None:
+    """Entry point: one clear message and exit status 1 for every failure that we foresee."""
+    from spanloop_store.errors import SpanloopError
+
+    try:
+        cli()
+    except SpanloopError as error:
+        click.secho(f"error: {error.message}", err=True, fg="red")
+        if error.hint:
+            click.echo(f"next:  {error.hint}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
