@@ -1,0 +1,81 @@
+"""`spanloop build`, `show` and `status` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from spanloop.main import cli
+from spanloop_store import connect, registry
+
+from .conftest import Agent, called, insert, recorded, result, said, user
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """A store with recordings, closed, so that the command opens it itself."""
+    url = f"chdb://{tmp_path}/store"
+    client = connect(url)
+    insert(client, recorded("a_sync_multi_turn", "b_stream_cut"))
+    agent = Agent()
+    history = [user("2+3?"), called("add", {"a": 2, "b": 3}, "c"), result("c", "5")]
+    insert(client, [agent.call(history[:1], history[1], at=0), agent.call(history, said("five"), at=1)])
+    registry.register_model(client, "calculator", "models/1")
+    client.close()
+    return url
+
+
+def test_build_then_show_then_status(store: str, tmp_path: Path) -> None:
+    run = CliRunner()
+    out = str(tmp_path / "dataset")
+    (tmp_path / "spanloop.toml").write_text(
+        '[[rewards]]\nname = "five"\nexpression = "CAST(answer = \'five\' AS DOUBLE)"\n'
+    )
+    built = run.invoke(
+        cli, ["build", "--out", out, "--store", store, "--config", str(tmp_path / "spanloop.toml")]
+    )
+    assert built.exit_code == 0, built.output
+    assert "status truncated: the stream was cut" in built.output
+    again = run.invoke(
+        cli, ["build", "--out", out, "--store", store, "--config", str(tmp_path / "spanloop.toml"), "--json"]
+    )
+    manifest = json.loads(again.stdout)
+    assert manifest["counts"]["episodes"] == 3
+
+    shown = run.invoke(cli, ["show", "t-i1-1", "--dataset", out])
+    assert shown.exit_code == 0, shown.output
+    for text in ("2+3?", '→ add({"a": 2, "b": 3})', "five", "five = 1", "reward 1"):
+        assert text in shown.output
+    assert shown.output.count("2+3?") == 1  # a message is printed once, not once a step
+
+    status = json.loads(run.invoke(cli, ["status", "--store", store, "--json"]).stdout)
+    assert status["traces"]["spans"] == 10
+    assert [model["id"] for model in status["models"]] == ["calculator@1"]
+    assert status["datasets"][0]["id"] == manifest["id"]
+    assert "calculator@1" in run.invoke(cli, ["status", "--store", store]).output
+
+
+def test_an_age_is_a_time_and_nonsense_is_not(store: str, tmp_path: Path) -> None:
+    run = CliRunner()
+    wrong = run.invoke(
+        cli, ["build", "--out", str(tmp_path / "d"), "--store", store, "--since", "yesterdayish"]
+    )
+    assert wrong.exit_code == 2
+    assert "ISO 8601" in wrong.output
+    built = run.invoke(
+        cli, ["build", "--out", str(tmp_path / "d"), "--store", store, "--since", "9999w", "--json"]
+    )
+    assert built.exit_code == 0, built.output
+
+
+def test_show_names_what_there_is(store: str, tmp_path: Path) -> None:
+    run = CliRunner()
+    out = str(tmp_path / "d")
+    run.invoke(cli, ["build", "--out", out, "--store", store])
+    missing = run.invoke(cli, ["show", "zzz", "--dataset", out])
+    assert missing.exception is not None
+    assert "no episode begins with 'zzz'" in str(missing.exception)
+    assert run.invoke(cli, ["show", "--first", "--dataset", out]).exit_code == 0

@@ -1,0 +1,99 @@
+"""One row a model call: twins removed, the gateway's stamp merged in, status decided."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from spanloop_trainer.transform.funnel import Funnel
+from spanloop_trainer.transform.messages import Messages, tools
+
+_STAMP = (
+    "served_version", "prompt_ids", "completion_ids", "logprobs",
+    "gateway_seed", "gateway_temperature", "gateway_top_p", "gateway_max_tokens",
+)  # fmt: skip
+
+
+def distinct_calls(calls: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
+    """Drop calls without content and all but one of the spans that report one answer; number the rest (`row`).
+
+    The twin with an answer wins, then the earliest: an outer wrapper's span often lacks the messages.
+    The order of rows is canonical, so that nothing later depends on the order of the store.
+    """
+    with_content = calls.filter(pl.col("has_content"))
+    funnel.lose("model call without recorded content", calls.height - with_content.height)
+    ordered = with_content.sort(
+        pl.col("output").list.len() == 0, "start", "trace_id", "span_id"
+    )  # False sorts first: calls with an answer
+    # A span delivered twice (a retry beside a spool) is one call as well.
+    kept = ordered.unique(["trace_id", "span_id"], keep="first", maintain_order=True)
+    funnel.lose("span stored twice", ordered.height - kept.height)
+    has_id = kept.filter(pl.col("response_id").is_not_null())
+    single = has_id.unique("response_id", keep="first", maintain_order=True)
+    funnel.lose("twin: another span reports the same response id", has_id.height - single.height)
+    kept = pl.concat([single, kept.filter(pl.col("response_id").is_null())])
+    return kept.sort("start", "trace_id", "span_id").with_row_index("row")
+
+
+def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
+    """Add the stamp of the gateway's span with the same response id; without one, of its child in the trace."""
+    stamps = gateway.sort("start", "trace_id", "span_id")
+    by_id = stamps.filter(pl.col("response_id").is_not_null()).unique(
+        "response_id", keep="first", maintain_order=True
+    )
+    by_parent = stamps.unique(["trace_id", "parent_span_id"], keep="last", maintain_order=True)
+    merged = calls.join(
+        by_id.select("response_id", *_STAMP, pl.col("span_id").alias("gateway_span")), on="response_id", how="left"
+    ).join(
+        # A failed call has no response id; its last attempt is the gateway's last span under it.
+        by_parent.select(
+            "trace_id", pl.col("parent_span_id").alias("span_id"), pl.col("span_id").alias("gateway_span_child"),
+            *(pl.col(name).alias(f"{name}_child") for name in _STAMP),
+        ),
+        on=["trace_id", "span_id"],
+        how="left",
+    )  # fmt: skip
+    by_child = pl.col("gateway_span").is_null() & pl.col("response_id").is_null()
+    merged = merged.with_columns(
+        pl.when(by_child).then(f"{name}_child").otherwise(name).alias(name)
+        for name in ("gateway_span", *_STAMP)
+    )
+    used = gateway.join(merged, left_on="span_id", right_on="gateway_span", how="semi")
+    funnel.count("gateway_spans_merged", used.height)
+    # Spans from after the window's end were only read for the calls before it.
+    unused = gateway.filter("in_window").join(used, on="span_id", how="anti")
+    repeated = unused.filter(
+        pl.col("response_id").is_in(used["response_id"].drop_nulls().implode()).fill_null(False)
+    )
+    unused = unused.join(repeated, on="span_id", how="anti")
+    retries = unused.join(
+        calls, left_on=["trace_id", "parent_span_id"], right_on=["trace_id", "span_id"], how="semi"
+    )
+    funnel.lose("gateway span of an answer that has one already", repeated.height)
+    funnel.lose("gateway span of an attempt that the client repeated", retries.height)
+    funnel.lose(
+        "gateway span without the agent's span (among the services asked for)", unused.height - retries.height
+    )
+    drop = [name for name in merged.columns if name.endswith("_child")]
+    return merged.drop(drop).sort("row")
+
+
+def with_status(calls: pl.DataFrame, messages: Messages) -> pl.DataFrame:
+    """Decide `status`; add `tools_json`.
+
+    A stream that was cut has status OK, no finish reason and no usage: `truncated`. A finish reason `length` is a whole
+    action (the policy sampled every token of it) and stays `ok`; the column `finish_reason` tells.
+    """
+    answered = messages.answers.group_by("row").agg(pl.col("finish").drop_nulls().len().alias("finished"))
+    calls = calls.join(answered, on="row", how="left").join(tools(calls), on=["flavour", "tools"], how="left")
+    no_finish = (pl.col("finished").fill_null(0) == 0) & (pl.col("finish_reasons").list.len() == 0)
+    invalid = (
+        pl.col("invalid")
+        | pl.col("row").is_in(messages.unreadable.implode())
+        | ((pl.col("tools") != "") & pl.col("tools_json").is_null())
+    )
+    return calls.with_columns(
+        pl.when(pl.col("failed") | pl.col("error_type").is_not_null()).then(pl.lit("error"))
+        .when(invalid).then(pl.lit("invalid"))
+        .when(pl.col("finished").is_null() | (no_finish & ~pl.col("has_usage"))).then(pl.lit("truncated"))
+        .otherwise(pl.lit("ok")).alias("status")
+    ).sort("row")  # fmt: skip

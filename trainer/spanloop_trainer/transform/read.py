@@ -1,0 +1,136 @@
+"""Reads what `build` needs from the store: projected SQL in, Polars frames out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+import polars as pl
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from spanloop_store.errors import StoreUnavailable
+from spanloop_trainer.transform.flavours import Flavour, flavours
+
+# DateTime64(9) counts nanoseconds in a signed 64-bit integer: the last instant is in April 2262.
+END_OF_TIME_NS = 2**63 - 1 - 60_000_000_000
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which spans a dataset is made from.
+
+    Attributes:
+        since, until: half-open interval of span starts; None means open. Naive times are UTC.
+        services: `service.name` of the agents; empty means all.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    services: tuple[str, ...] = ()
+
+    def parameters(self) -> dict[str, Any]:
+        """Query parameters; times in nanoseconds since 1970."""
+        return {
+            "since": 0 if self.since is None else _nanoseconds(self.since),
+            "until": END_OF_TIME_NS if self.until is None else _nanoseconds(self.until),
+            "services": list(self.services),
+        }
+
+    def __str__(self) -> str:
+        since = self.since.isoformat() if self.since else "the beginning"
+        until = self.until.isoformat() if self.until else "now"
+        return f"{since} to {until}" + (f", services {', '.join(self.services)}" if self.services else "")
+
+
+def _nanoseconds(moment: datetime) -> int:
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    # Through whole microseconds: a float of seconds has no room for them.
+    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400_000_000 + delta.seconds * 1_000_000 + delta.microseconds) * 1000
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Everything that was read; row order means nothing."""
+
+    calls: pl.DataFrame  # one row a model call, with its flavour's raw messages
+    gateway: pl.DataFrame  # one row a gateway span
+    ancestors: pl.DataFrame  # skeleton of the traces in which calls have parents
+    rewards: pl.DataFrame  # judgements by others
+    counts: dict[str, int]  # spans, gateway, model_calls in the window
+
+
+def _sql(name: str, recognise: str = "0", columns: str = "") -> str:
+    text = resources.files("spanloop_trainer.transform").joinpath("sql", name).read_text()
+    return text.replace("/* recognise */", recognise).replace("/* columns */", columns)
+
+
+def _frame(client: Any, sql: str, parameters: dict[str, Any] | None = None) -> pl.DataFrame:
+    try:
+        table = client.query_arrow(sql, parameters=parameters)
+    except ClickHouseError as error:
+        raise StoreUnavailable(
+            f"the store did not answer a query: {str(error).splitlines()[0]}",
+            "run `spanloop doctor`; no data was changed",
+        ) from error
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _calls(
+    client: Any, flavour: Flavour, earlier: Sequence[Flavour], parameters: dict[str, Any]
+) -> pl.DataFrame:
+    recognise = " AND NOT ".join([f"({flavour.recognise})", *(f"({other.recognise})" for other in earlier)])
+    frame = _frame(client, _sql("calls.sql", recognise, flavour.columns), parameters)
+    flags = ("failed", "has_usage", "has_content", "invalid")
+    return frame.with_columns(
+        pl.lit(flavour.name).alias("flavour"),
+        pl.col("start").dt.replace_time_zone(None),
+        pl.col(flags).cast(pl.Boolean),
+        # Absent attributes are '' in a ClickHouse map.
+        pl.col("session", "rollout", "explicit_task", "span_agent", "error_type", "response_id", "response_model")
+        .replace("", None),
+    )  # fmt: skip
+
+
+def read_spans(client: Any, window: Window) -> Spans:
+    """Read one window.
+
+    Args:
+        client: what `spanloop_store.connect` returns.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    parameters = window.parameters()
+    known = flavours()
+    anyone = " OR ".join(f"({flavour.recognise})" for flavour in known)
+    calls = pl.concat(
+        [_calls(client, flavour, known[:place], parameters) for place, flavour in enumerate(known)],
+        how="diagonal_relaxed",
+    )
+    gateway = _frame(client, _sql("gateway.sql"), parameters).with_columns(
+        pl.col("start").dt.replace_time_zone(None),
+        pl.col("in_window").cast(pl.Boolean),
+        pl.col("response_id", "served_version").replace("", None),
+    )
+    ancestors = _frame(client, _sql("ancestors.sql", anyone), parameters).with_columns(
+        pl.col("is_agent").cast(pl.Boolean), pl.col("agent_name", "agent_session").replace("", None)
+    )
+    counts = _frame(client, _sql("counts.sql", anyone), parameters).row(0, named=True)
+    return Spans(
+        calls, gateway, ancestors, _frame(client, _sql("rewards.sql")), {k: int(v) for k, v in counts.items()}
+    )
+
+
+def span_range(client: Any) -> tuple[int, str, str]:
+    """How many spans the store holds, and the first and last start (UTC) in words; for error messages."""
+    rows = client.query(
+        "SELECT count(), toString(min(Timestamp), 'UTC'), toString(max(Timestamp), 'UTC') FROM otel_traces"
+    )
+    count, first, last = rows.result_rows[0]
+    return int(count), str(first), str(last)

@@ -1,0 +1,43 @@
+-- Model calls of one flavour; its own SQL takes the places of the two comments below.
+-- The JSON arrays are sliced by the engine; nothing else of a span leaves the store.
+SELECT
+    TraceId AS trace_id,
+    SpanId AS span_id,
+    ParentSpanId AS parent_span_id,
+    toTimeZone(Timestamp, 'UTC') AS start,
+    Duration AS duration_ns,
+    toString(ServiceName) AS service,
+    if(ResourceAttributes['service.instance.id'] != '', ResourceAttributes['service.instance.id'], toString(ServiceName)) AS instance,
+    multiIf(
+        SpanAttributes['session.id'] != '', SpanAttributes['session.id'],
+        SpanAttributes['gen_ai.conversation.id'] != '', SpanAttributes['gen_ai.conversation.id'],
+        SpanAttributes['traceloop.association.properties.session_id'] != '', SpanAttributes['traceloop.association.properties.session_id'],
+        SpanAttributes['traceloop.association.properties.thread_id'] != '', SpanAttributes['traceloop.association.properties.thread_id'],
+        ResourceAttributes['session.id']) AS session,
+    multiIf(
+        SpanAttributes['spanloop.rollout.id'] != '', SpanAttributes['spanloop.rollout.id'],
+        ResourceAttributes['spanloop.rollout.id']) AS rollout,
+    multiIf(
+        SpanAttributes['spanloop.task.id'] != '', SpanAttributes['spanloop.task.id'],
+        ResourceAttributes['spanloop.task.id']) AS explicit_task,
+    multiIf(
+        SpanAttributes['gen_ai.agent.name'] != '', SpanAttributes['gen_ai.agent.name'],
+        SpanAttributes['traceloop.association.properties.lc_agent_name']) AS span_agent,
+    toString(StatusCode) = 'Error' AS failed,
+    if(SpanAttributes['error.type'] != '', SpanAttributes['error.type'], if(failed, StatusMessage, '')) AS error_type,
+    SpanAttributes['gen_ai.request.model'] AS request_model,
+    SpanAttributes['gen_ai.response.model'] AS response_model,
+    SpanAttributes['gen_ai.response.id'] AS response_id,
+    toFloat64OrNull(SpanAttributes['gen_ai.request.temperature']) AS temperature,
+    toFloat64OrNull(SpanAttributes['gen_ai.request.top_p']) AS top_p,
+    toInt64OrNull(SpanAttributes['gen_ai.request.max_tokens']) AS max_tokens,
+    toInt64OrNull(SpanAttributes['gen_ai.request.seed']) AS seed,
+    (SpanAttributes['gen_ai.usage.output_tokens'] != '' OR SpanAttributes['gen_ai.usage.completion_tokens'] != '') AS has_usage,
+    JSONExtract(SpanAttributes['gen_ai.response.finish_reasons'], 'Array(String)') AS finish_reasons,
+    /* columns */
+FROM otel_traces
+WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64})
+  AND Timestamp < fromUnixTimestamp64Nano({until:Int64})
+  AND (empty({services:Array(String)}) OR has({services:Array(String)}, toString(ServiceName)))
+  AND SpanAttributes['spanloop.gateway'] != 'true'
+  AND (/* recognise */)

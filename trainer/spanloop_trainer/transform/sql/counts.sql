@@ -1,0 +1,14 @@
+-- The top of the funnel: spans in the window, and those that are model calls by anybody's convention.
+SELECT
+    count() AS spans,
+    countIf(SpanAttributes['spanloop.gateway'] = 'true') AS gateway,
+    countIf(SpanAttributes['spanloop.gateway'] != 'true' AND (
+        SpanAttributes['gen_ai.operation.name'] IN ('chat', 'text_completion', 'generate_content')
+        OR SpanAttributes['llm.request.type'] IN ('chat', 'completion')
+        OR SpanAttributes['openinference.span.kind'] = 'LLM'
+        OR (/* recognise */))) AS model_calls
+FROM otel_traces
+WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64})
+  AND Timestamp < fromUnixTimestamp64Nano({until:Int64})
+  AND (empty({services:Array(String)}) OR has({services:Array(String)}, toString(ServiceName))
+       OR SpanAttributes['spanloop.gateway'] = 'true')
