@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,14 @@ store_option = click.option(
     metavar="URL",
     help="The store: chdb:///PATH or clickhouse://USER:PASSWORD@HOST:8123/DB.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON instead of text.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print machine-readable JSON instead of text."
+)
 
 
 def example(text: str) -> str:
     """Epilog for a command: an example that can be pasted (click would re-wrap it without the marker)."""
-    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in text.strip().splitlines())
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in textwrap.dedent(text).strip().splitlines())
 
 
 def echo_json(value: Any) -> None:

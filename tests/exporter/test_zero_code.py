@@ -1,0 +1,175 @@
+"""Unmodified agents under `opentelemetry-instrument`, with variables only: what reaches a collector."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.collector.openai_stub import Stub, openai_stub
+from tests.collector.otlp_receiver import ReceivedSpan, Receiver, otlp_receiver
+
+AGENTS = Path(__file__).parent / "agents"
+LAUNCHER = Path(sys.executable).parent / "opentelemetry-instrument"
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with otlp_receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with openai_stub(tool=True, owned_by="openai") as running:
+        yield running
+
+
+def run_agent(
+    script: str, *arguments: str, stub: Stub, receiver: Receiver, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end with the two OTEL variables that an agent needs, and `variables`."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OTEL_", "TRACELOOP_", "OPENAI_"))
+    }
+    environment = kept | {
+        "OTEL_SERVICE_NAME": "calculator",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
+        "OPENAI_BASE_URL": stub.url,
+        "OPENAI_API_KEY": "x",
+        "LANGSMITH_TRACING": "false",
+        **variables,
+    }
+    command = [str(LAUNCHER), sys.executable, str(AGENTS / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def model_calls(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
+    return [
+        span
+        for span in spans
+        if "gen_ai.input.messages" in span.attributes and "gen_ai.response.id" in span.attributes
+    ]
+
+
+def task_of(span: ReceivedSpan) -> str:
+    first = next(m for m in span.json("gen_ai.input.messages") if m["role"] == "user")
+    return str(first["parts"][0]["content"])
+
+
+def of_runs(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
+    """Without the span in a trace of its own that the instrumentor writes where an agent is *made*."""
+    return [span for span in spans if span.name != "create_agent adder"]
+
+
+def test_a_tool_loop_is_captured_whole(stub: Stub, receiver: Receiver) -> None:
+    ended = run_agent("openai_tools.py", stub=stub, receiver=receiver)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "two and two is four for m\n", "")
+    first, second = model_calls(receiver.spans)
+    assert first.service == "calculator"
+    assert first.attributes["gen_ai.operation.name"] == "chat"
+    assert (first.attributes["gen_ai.response.id"], second.attributes["gen_ai.response.id"]) == (
+        "chatcmpl-1",
+        "chatcmpl-2",
+    )
+    assert first.attributes["gen_ai.request.temperature"] == 0.5
+    (asked,) = first.json("gen_ai.output.messages")
+    assert asked["parts"][0]["name"] == "add"
+    assert [message["role"] for message in second.json("gen_ai.input.messages")] == [
+        "user",
+        "assistant",
+        "tool",
+    ]
+    assert second.json("gen_ai.output.messages")[0]["parts"][0]["content"] == "two and two is four for m"
+    assert "add" in json.dumps(first.json("gen_ai.tool.definitions"))
+    assert receiver.paths == {"/v1/traces"}  # neither metrics nor empty logs
+
+
+def test_threads_do_not_mix_their_calls(stub: Stub, receiver: Receiver) -> None:
+    ended = run_agent("openai_tools.py", "--threads", stub=stub, receiver=receiver)
+    assert ended.returncode == 0, ended.stderr
+    calls = model_calls(receiver.spans)
+    assert len({span.attributes["gen_ai.response.id"] for span in calls}) == len(calls) == 16
+    by_task = defaultdict(list)
+    for span in calls:
+        by_task[task_of(span)].append(span)
+    assert sorted(by_task) == [f"task {number}" for number in range(8)]
+    for spans in by_task.values():
+        # The id of the tool call in the second prompt is the one that the first answer gave.
+        before, after = sorted(spans, key=lambda span: len(span.json("gen_ai.input.messages")))
+        number = before.attributes["gen_ai.response.id"].removeprefix("chatcmpl-")
+        assert f"call_{number}" in before.attributes["gen_ai.output.messages"]
+        assert f"call_{number}" in after.attributes["gen_ai.input.messages"]
+
+
+def test_async_streams_are_captured(stub: Stub, receiver: Receiver) -> None:
+    ended = run_agent("openai_tools.py", "--async", stub=stub, receiver=receiver)
+    assert ended.returncode == 0, ended.stderr
+    calls = model_calls(receiver.spans)
+    assert sorted(task_of(span) for span in calls) == [f"task {number}" for number in range(8)]
+    assert len({span.attributes["gen_ai.response.id"] for span in calls}) == 8
+    assert all("four" in span.attributes["gen_ai.output.messages"] for span in calls)
+
+
+def test_langchain_is_captured_with_its_tree(stub: Stub, receiver: Receiver) -> None:
+    ended = run_agent("langchain_agent.py", stub=stub, receiver=receiver)
+    assert (ended.returncode, ended.stdout) == (0, "two and two is four for m\n"), ended.stderr
+    spans = of_runs(receiver.spans)
+    assert len({span.trace_id for span in spans}) == 1
+    ids = {span.span_id for span in spans}
+    roots = [span for span in spans if not span.parent_id]
+    assert len(roots) == 1
+    assert all(span.parent_id in ids for span in spans if span not in roots)
+    calls = model_calls(receiver.spans)
+    assert {span.attributes["gen_ai.response.id"] for span in calls} == {"chatcmpl-1", "chatcmpl-2"}
+    assert any("add" in span.attributes.get("gen_ai.tool.definitions", "") for span in calls)
+
+
+def test_langgraph_runs_on_one_loop_stay_apart(stub: Stub, receiver: Receiver) -> None:
+    ended = run_agent("langchain_agent.py", "--gather", stub=stub, receiver=receiver)
+    assert ended.returncode == 0, ended.stderr
+    spans = of_runs(receiver.spans)
+    ids = {span.span_id: span for span in spans}
+    assert sum(not span.parent_id for span in spans) == 8
+    for span in spans:
+        if span.parent_id:
+            assert ids[span.parent_id].trace_id == span.trace_id
+    calls = model_calls(spans)
+    tasks = defaultdict(set)
+    for span in calls:
+        tasks[span.trace_id].add(task_of(span))
+    assert sorted(task for seen in tasks.values() for task in seen) == [
+        f"task {number}" for number in range(8)
+    ]
+    assert len({span.attributes["gen_ai.response.id"] for span in calls}) == 16
+
+
+def test_sigterm_loses_no_span_and_still_kills(stub: Stub, receiver: Receiver) -> None:
+    ended = run_agent(
+        "openai_tools.py", "--killed", stub=stub, receiver=receiver, OTEL_BSP_SCHEDULE_DELAY="3600000"
+    )
+    assert ended.returncode == -15
+    assert "not reached" not in ended.stdout
+    assert len(model_calls(receiver.spans)) == 2
+
+
+def test_what_the_user_says_stands(stub: Stub, receiver: Receiver) -> None:
+    ended = run_agent("openai_tools.py", stub=stub, receiver=receiver, TRACELOOP_TRACE_CONTENT="false")
+    assert ended.returncode == 0, ended.stderr
+    assert receiver.spans
+    assert not any("gen_ai.input.messages" in span.attributes for span in receiver.spans)
+    assert not any("task 0" in str(span.attributes) for span in receiver.spans)
+
+
+def test_a_collector_that_is_not_there_does_not_break_the_agent(stub: Stub, receiver: Receiver) -> None:
+    ended = run_agent(
+        "openai_tools.py", stub=stub, receiver=receiver, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1"
+    )
+    assert (ended.returncode, ended.stdout) == (0, "two and two is four for m\n")
