@@ -221,14 +221,15 @@ async def serve(
             raise ServeError(
                 f"cannot listen on {host}:{port}: {error.strerror}", "choose another --port"
             ) from error
-        bound = runner.addresses[0]
-        if ready is not None:
-            shown = f"[{bound[0]}]" if ":" in str(bound[0]) else bound[0]
-            ready(f"http://{shown}:{bound[1]}/v1", models.names())
+        # Before anybody is told that it serves: a signal sent at once must end it cleanly too.
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ended.set)
+        bound = runner.addresses[0]
+        if ready is not None:
+            shown = f"[{bound[0]}]" if ":" in str(bound[0]) else bound[0]
+            ready(f"http://{shown}:{bound[1]}/v1", models.names())
         await ended.wait()
     finally:
         await runner.cleanup()
