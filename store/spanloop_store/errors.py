@@ -38,3 +38,11 @@ class SchemaError(SpanloopError):
 
 class RegistryError(SpanloopError):
     """A model name, version or alias that the registry does not know."""
+
+
+class InvalidOtlp(SpanloopError):
+    """Bytes that are no OTLP export request; nothing of them was stored."""
+
+
+class SegmentRefused(SpanloopError):
+    """The engine says that the bytes themselves are wrong: trying again would not help."""

@@ -1,0 +1,99 @@
+"""One HTTP request as a query: text, parameters, settings and session, as ClickHouse's handler reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from spanloop_collector.endpoint.errors import BAD_ARGUMENTS, EndpointError
+from spanloop_collector.endpoint.guard import check_setting
+from spanloop_collector.endpoint.sessions import DEFAULT_TIMEOUT_S
+
+# What the HTTP transport itself reads, and what chDB has no use for. Everything else is a setting.
+_TRANSPORT = frozenset(
+    {
+        "query",
+        "user",
+        "password",
+        "quota_key",
+        "database",
+        "default_format",
+        "session_id",
+        "session_timeout",
+        "session_check",
+        "query_id",
+        "compress",
+        "decompress",
+        "buffer_size",
+        "wait_end_of_query",
+        "client_protocol_version",
+        "stacktrace",
+        "close_session",
+        "send_progress_in_http_headers",
+        "http_headers_progress_interval_ms",
+        "enable_http_compression",
+        "http_zlib_compression_level",
+        "cancel_http_readonly_queries_on_client_close",
+        "add_http_cors_header",
+    }
+)
+
+
+@dataclass
+class Query:
+    """What a request asks.
+
+    Args:
+        text: the `query` parameter and the body, one after the other, bytes read as latin-1.
+        data_start: where the body begins in it.
+        parameters: server-side bindings, `param_` taken off.
+        settings: the query's settings.
+        transport: the parameters that the transport itself reads.
+    """
+
+    text: str
+    data_start: int
+    parameters: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    transport: dict[str, str] = field(default_factory=dict)
+
+    def flag(self, name: str) -> bool:
+        """Whether a transport parameter is set and not 0."""
+        return self.transport.get(name, "0").lower() not in ("", "0", "false")
+
+    @property
+    def session_timeout_s(self) -> int:
+        """Seconds that an idle session lives.
+
+        Raises:
+            EndpointError: it is no whole number.
+        """
+        text = self.transport.get("session_timeout", str(DEFAULT_TIMEOUT_S))
+        if not text.isdecimal():
+            raise EndpointError(BAD_ARGUMENTS, f"session_timeout {text!r} is no number of seconds")
+        return int(text)
+
+
+def read_query(pairs: Iterable[tuple[str, str]], body: bytes) -> Query:
+    """Sorts a request's parameters (URL first, then form fields) and joins its SQL.
+
+    Raises:
+        EndpointError: a setting that is closed, or a `role`.
+    """
+    query = Query("", 0)
+    pieces: list[bytes] = []
+    for name, value in pairs:
+        if name == "query":
+            pieces.append(value.encode("utf-8", "surrogateescape"))
+        elif name.startswith("param_"):
+            query.parameters[name.removeprefix("param_")] = value
+        elif name in _TRANSPORT:
+            query.transport[name] = value
+        else:
+            check_setting(name)
+            query.settings[name] = value
+    sql = b"\n".join(pieces)
+    joined = sql + b"\n" + body if sql.strip() and body else sql or body
+    query.text = joined.decode("latin-1")
+    query.data_start = len(joined) - len(body)
+    return query

@@ -1,0 +1,222 @@
+"""`connect(url)`: a clickhouse-connect client on whatever the URL names, the embedded engine or a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from spanloop_store.engine import Engine, _chdb_client, open_engine
+from spanloop_store.errors import StoreUnavailable, StoreUrlError
+from spanloop_store.migrate import migrate as migrate_schema
+from spanloop_store.owner import read_owner
+from spanloop_store.url import StoreUrl
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+COLLECTOR_VARIABLE = "SPANLOOP_COLLECTOR"
+_CONNECT_TIMEOUT_S = 10
+_UNKNOWN_DATABASE = 81  # ClickHouse error codes
+_AUTHENTICATION_FAILED = 516
+
+_shared: dict[Path, tuple[Engine, int]] = {}
+_shared_lock = threading.RLock()
+
+
+def connect(url: str | StoreUrl | None = None, *, migrate: bool = True) -> Client:
+    """Opens a store.
+
+    Embedded: while `spanloop up` runs on it, a client of its HTTP endpoint; else this process opens the engine, and
+    closing the client (the last one, if there are several) releases it. A server: a client of its HTTP interface.
+    Use one client per thread.
+
+    Args:
+        url: the store; None means `SPANLOOP_STORE`, else `chdb:///~/.spanloop`.
+        migrate: a server: bring its schema up to date. An embedded store always is.
+
+    Raises:
+        StoreUrlError: the URL is none, or the server refuses its user, password or database.
+        StoreUnavailable: the server does not answer, or the engine cannot open the path.
+        StoreLocked: another process that serves nobody has the embedded store open.
+        SchemaError: the schema is newer than this program.
+    """
+    parsed = StoreUrl.parse(url)
+    if not parsed.embedded:
+        client = _connect_server(parsed)
+        if migrate:
+            migrate_schema(client)
+        return client
+    engine = open_engine(parsed)
+    if engine is None:
+        owner = read_owner(parsed)
+        if owner is not None:
+            address = urlsplit(owner.clickhouse)
+            return _http_client(
+                f"the endpoint of process {owner.pid} for {parsed.redacted()}",
+                host=address.hostname,
+                port=address.port,
+                username=owner.user,
+                password=owner.password,
+                database="default",
+            )
+    return _connect_embedded(parsed)
+
+
+def _connect_embedded(url: StoreUrl) -> Client:
+    base: Any = _chdb_client(url)
+
+    class StoreClient(base):  # made here because its base is imported late
+        """A client that lets go of the engine when it is closed."""
+
+        _let_go: Callable[[], Any] | None = None
+
+        def close(self) -> None:
+            super().close()
+            if self._let_go is not None:
+                self._let_go()
+
+    with _shared_lock:
+        shared = _shared.get(url.folder)
+        if shared is None and (engine := open_engine(url)) is not None:
+            return engine.client()
+        engine, users = shared or (Engine(url), 0)
+        _shared[url.folder] = (engine, users + 1)
+        try:
+            client = engine._open(StoreClient)
+        except BaseException:
+            _let_go(url.folder)
+            raise
+        # A client that is dropped without close() lets go as well.
+        client._let_go = weakref.finalize(client, _let_go, url.folder)
+    result: Client = client
+    return result
+
+
+def _let_go(folder: Path) -> None:
+    with _shared_lock:
+        engine, users = _shared.pop(folder, (None, 0))
+        if engine is None:
+            return
+        if users > 1:
+            _shared[folder] = (engine, users - 1)
+        else:
+            engine.close()
+
+
+def _connect_server(url: StoreUrl) -> Client:
+    return _http_client(
+        f"the ClickHouse server {url.redacted()}",
+        host=url.host,
+        port=url.port,
+        username=url.user,
+        password=url.password,
+        database=url.database,
+        secure=url.secure,
+        **dict(url.options),
+    )
+
+
+def _http_client(what: str, **arguments: Any) -> Client:
+    import clickhouse_connect
+    from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
+
+    try:
+        # Without a session a client may be used for overlapping reads, and the endpoint keeps no engine handle for it.
+        return clickhouse_connect.get_client(
+            interface="https" if arguments.pop("secure", False) else "http",
+            autogenerate_session_id=False,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            **arguments,
+        )
+    except OperationalError as error:
+        raise StoreUnavailable(
+            f"{what} does not answer: {_first_line(error)}",
+            "check address and port; an embedded store needs no server: --store chdb:///path",
+        ) from error
+    except DatabaseError as error:
+        if error.code == _AUTHENTICATION_FAILED:
+            raise StoreUrlError(
+                f"{what} refuses user {arguments['username']!r} with this password",
+                "check user and password in the store's URL; special characters are written %40 and the like",
+            ) from error
+        if error.code == _UNKNOWN_DATABASE:
+            name = arguments["database"]
+            raise StoreUrlError(
+                f"{what} has no database {name!r}", f"make it first: CREATE DATABASE {name}"
+            ) from error
+        raise StoreUnavailable(
+            f"{what} answers with an error: {_first_line(error)}", "see the server's log"
+        ) from error
+    except ClickHouseError as error:
+        raise StoreUrlError(f"{what}: {_first_line(error)}", "check the store's URL") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Flushed:
+    """What a collector answered to a flush.
+
+    Args:
+        acknowledged: requests that it had acknowledged before the call.
+        inserted: of those, how many can be queried now.
+    """
+
+    acknowledged: int
+    inserted: int
+
+
+def flush(url: str | StoreUrl | None = None, timeout_s: float = 60) -> Flushed | None:
+    """Waits until everything that the collector acknowledged before this call can be queried.
+
+    Args:
+        url: the store. The collector is its live owner; for a server, the address in `SPANLOOP_COLLECTOR`.
+        timeout_s: how long to wait, in seconds.
+
+    Returns:
+        What the collector says; None where no collector is known, since then nothing is on its way.
+
+    Raises:
+        StoreUnavailable: the collector did not answer, or was not done in time.
+    """
+    parsed = StoreUrl.parse(url)
+    owner = read_owner(parsed)
+    address = (
+        owner.otlp_http if owner else ("" if parsed.embedded else os.environ.get(COLLECTOR_VARIABLE, ""))
+    )
+    if not address:
+        return None
+    if not address.startswith(("http://", "https://")):
+        raise StoreUrlError(
+            f"{COLLECTOR_VARIABLE}={address!r} is no address", "write it as http://collector-host:4318"
+        )
+    request = urllib.request.Request(  # noqa: S310  # the scheme was checked just above
+        f"{address.rstrip('/')}/flush?timeout_s={timeout_s:g}", method="POST", data=b""
+    )
+    # No proxy: the owner is on this machine, and a collector's address is meant as it is written.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_s + _CONNECT_TIMEOUT_S) as response:
+            answer = json.load(response)
+        return Flushed(int(answer["acknowledged"]), int(answer["inserted"]))
+    except urllib.error.HTTPError as error:
+        reason = error.read(2000).decode(errors="replace").strip()
+        raise StoreUnavailable(
+            f"the collector at {address} was not done within {timeout_s:g} s: HTTP {error.code} {reason}",
+            "nothing is lost; look at its log, then run the command again",
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreUnavailable(
+            f"the collector at {address} did not answer a flush: {error}", "is `spanloop up` still running?"
+        ) from error

@@ -1,0 +1,54 @@
+"""Length-delimited protobuf messages: the framing of a segment, and exactly ClickHouse's `Protobuf` format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_MAX_VARINT_BYTES = 10  # a 64-bit length; longer is no varint
+
+
+class Frame(NamedTuple):
+    """One message of a segment."""
+
+    start: int  # byte offset of its length prefix
+    end: int  # byte offset behind its last byte
+    payload: memoryview
+
+
+def frame(payload: bytes) -> bytes:
+    """A message with its length before it, as a varint (protobuf encoding, "Base 128 Varints")."""
+    length = len(payload)
+    prefix = bytearray()
+    while length > 0x7F:
+        prefix.append(length & 0x7F | 0x80)
+        length >>= 7
+    prefix.append(length)
+    return bytes(prefix) + payload
+
+
+def frames(data: bytes | memoryview) -> Iterator[Frame]:
+    """The whole frames of `data`, in order; stops silently at the first one that is cut off or no frame.
+
+    An empty frame also stops it: none is ever written, and the zeros that a file system leaves behind a crash would
+    read as endless empty messages. Compare the last frame's `end` with the length of `data` to see whether it was all.
+    """
+    view = memoryview(data)
+    offset = 0
+    while offset < len(view):
+        length = shift = 0
+        cursor = offset
+        while True:
+            if cursor >= len(view) or shift >= 7 * _MAX_VARINT_BYTES:
+                return
+            byte = view[cursor]
+            cursor += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if not byte & 0x80:
+                break
+        end = cursor + length
+        if length == 0 or end > len(view):
+            return
+        yield Frame(offset, end, view[cursor:end])
+        offset = end

@@ -1,0 +1,192 @@
+"""The SQL texts of the insert: files of this folder with their source, schema and settings filled in."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from spanloop_store.otlp.rows import COLUMNS
+from spanloop_store.otlp.signals import Signal
+
+PROTOBUF = "Protobuf"
+ROWS_FORMAT = "JSONCompactEachRow"
+_FOLDER = resources.files("spanloop_store.otlp")
+
+# Column types of the engine's reader over the messages of traces.proto and logs.proto. Nullable is how a member of a
+# oneof that is set to its zero differs from one that is not set; an Array of at most one does the same for messages.
+_SCALARS = "string_value Nullable(String), bool_value Nullable(Bool), int_value Nullable(Int64), double_value Nullable(Float64)"
+_INNER = f"Tuple({_SCALARS}, array_value Nullable(String), kvlist_value Nullable(String), bytes_value Nullable(String))"
+_VALUE = (
+    f"Tuple({_SCALARS}, array_value Array(Tuple(values Array({_INNER}))),"
+    f" kvlist_value Array(Tuple(values Array(Tuple(key String, value {_INNER})))), bytes_value Nullable(String))"
+)
+_ATTRIBUTES = f"Array(Tuple(key String, value {_VALUE}))"
+_STRUCTURES = {
+    Signal.TRACES: (
+        f"resource_spans Array(Tuple(resource Tuple(attributes {_ATTRIBUTES}),"
+        " scope_spans Array(Tuple(scope Tuple(name String, version String), spans Array(Tuple("
+        "trace_id String, span_id String, trace_state String, parent_span_id String, name String, kind Int32,"
+        f" start_time_unix_nano UInt64, end_time_unix_nano UInt64, attributes {_ATTRIBUTES},"
+        f" events Array(Tuple(time_unix_nano UInt64, name String, attributes {_ATTRIBUTES})),"
+        f" links Array(Tuple(trace_id String, span_id String, trace_state String, attributes {_ATTRIBUTES})),"
+        " status Tuple(message String, code Int32)))))))"
+    ),
+    Signal.LOGS: (
+        f"resource_logs Array(Tuple(resource Tuple(attributes {_ATTRIBUTES}), schema_url String,"
+        f" scope_logs Array(Tuple(scope Tuple(name String, version String, attributes {_ATTRIBUTES}),"
+        " schema_url String, log_records Array(Tuple(time_unix_nano UInt64, observed_time_unix_nano UInt64,"
+        f" severity_number Int32, severity_text String, body {_VALUE}, attributes {_ATTRIBUTES}, flags UInt32,"
+        " trace_id String, span_id String, event_name String))))))"
+    ),
+}
+
+# What hard.sql reads: no text outside arrays and kvlists, which makes it much cheaper than a full decode.
+_HARD_INNER = "Tuple(string_value Nullable(String), double_value Nullable(Float64), array_value Nullable(String), kvlist_value Nullable(String))"
+_HARD_VALUE = (
+    f"Tuple(array_value Array(Tuple(values Array({_HARD_INNER}))),"
+    f" kvlist_value Array(Tuple(values Array(Tuple(key String, value {_HARD_INNER})))))"
+)
+_HARD_ATTRIBUTES = f"Array(Tuple(value {_HARD_VALUE}))"
+_HARD_STRUCTURES = {
+    Signal.TRACES: (
+        f"resource_spans Array(Tuple(resource Tuple(attributes {_HARD_ATTRIBUTES}), scope_spans Array(Tuple("
+        f"spans Array(Tuple(attributes {_HARD_ATTRIBUTES}, events Array(Tuple(attributes {_HARD_ATTRIBUTES})),"
+        f" links Array(Tuple(attributes {_HARD_ATTRIBUTES}))))))))"
+    ),
+    Signal.LOGS: (
+        f"resource_logs Array(Tuple(resource Tuple(attributes {_HARD_ATTRIBUTES}), scope_logs Array(Tuple("
+        f"scope Tuple(attributes {_HARD_ATTRIBUTES}), log_records Array(Tuple(body {_HARD_VALUE},"
+        f" attributes {_HARD_ATTRIBUTES}))))))"
+    ),
+}
+_HARD = {
+    Signal.TRACES: (
+        "arraySum(r -> arraySum(s -> length(s.spans), r.scope_spans), resource_spans)",
+        "arrayExists(r -> attributes_hard(r.resource.attributes) OR arrayExists(s -> arrayExists(x -> attributes_hard(x.attributes)"
+        " OR arrayExists(k -> attributes_hard(k), x.events.attributes) OR arrayExists(k -> attributes_hard(k), x.links.attributes),"
+        " s.spans), r.scope_spans), resource_spans)",
+    ),
+    Signal.LOGS: (
+        "arraySum(r -> arraySum(s -> length(s.log_records), r.scope_logs), resource_logs)",
+        "arrayExists(r -> attributes_hard(r.resource.attributes) OR arrayExists(s -> attributes_hard(s.scope.attributes) OR arrayExists("
+        "x -> value_hard(x.body.array_value, x.body.kvlist_value) OR attributes_hard(x.attributes), s.log_records),"
+        " r.scope_logs), resource_logs)",
+    ),
+}
+
+
+def file_source(path: Path, fmt: str, structure: str) -> str:
+    """The source of an insert: a file that the engine reads itself (the embedded engine)."""
+    return f"file({quote(str(path))}, {quote(fmt)}, {quote(structure)})"
+
+
+def input_source(structure: str) -> str:
+    """The source of an insert: the body of its own request (a server)."""
+    return f"input({quote(structure)})"
+
+
+def structure(signal: Signal, fmt: str) -> str:
+    """The columns of a source in one of the two formats."""
+    if fmt == PROTOBUF:
+        return _STRUCTURES[signal]
+    return ", ".join(f"`{name}` {kind}" for name, kind in COLUMNS[signal].items())
+
+
+def insert_query(signal: Signal, fmt: str, source: str, token: str, *, local: bool) -> str:
+    """INSERT … SELECT of a segment's requests (`Protobuf`) or of the fallback's rows, ready but for a FORMAT clause.
+
+    Args:
+        signal: what the source holds.
+        fmt: `PROTOBUF` or `ROWS_FORMAT`.
+        source: from `file_source` or `input_source`, with `structure(signal, fmt)`.
+        token: the deduplication token: the same insert with the same token happens once.
+        local: the engine runs in this process and reads the schema's file; else the schema travels in the query.
+    """
+    if fmt == PROTOBUF:
+        body = _fill(f"{signal.value}.sql", source=source, values=_text("values.sql"))
+    else:
+        names = ", ".join(f"`{name}`" for name in COLUMNS[signal])
+        columns = ", ".join(_column(name, kind) for name, kind in COLUMNS[signal].items())
+        body = f"INSERT INTO {signal.table} ({names}) SELECT {columns} FROM {source}"  # noqa: S608  # names are constants
+    return f"{body}\n{_settings(signal, fmt, token, local=local)}"
+
+
+def hard_query(signal: Signal, path: Path) -> str:
+    """SELECT of (rows, hard) for each request of a segment file, in the file's order."""
+    rows, hard = _HARD[signal]
+    source = file_source(path, PROTOBUF, _HARD_STRUCTURES[signal])
+    return (
+        _fill("hard.sql", source=source, rows=rows, hard=hard, signal=signal.value)
+        + "\n"
+        + _settings(signal, PROTOBUF, local=True)
+    )
+
+
+def quote(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _settings(signal: Signal, fmt: str, token: str = "", *, local: bool) -> str:
+    settings = {
+        # One thread and one block: what a repeated insert would send is the same block with the same token.
+        "max_threads": "1",
+        "output_format_json_escape_forward_slashes": "0",
+    }
+    if token:
+        settings |= {
+            "insert_deduplicate": "1",
+            "insert_deduplication_token": token,
+            "deduplicate_blocks_in_dependent_materialized_views": "1",
+            "async_insert": "0",
+            "min_insert_block_size_rows": "100000000",
+            "min_insert_block_size_bytes": str(1 << 32),
+            # History that is imported may touch a year of daily partitions at once.
+            "max_partitions_per_insert_block": "0",
+        }
+    if fmt == PROTOBUF:
+        settings["format_schema_message_name"] = "Request"
+        if local:
+            # As a string the engine would leave a copy in __cache__ of whatever directory this process works in.
+            settings |= {
+                "format_schema_source": "file",
+                "format_schema": str(_FOLDER.joinpath(f"{signal.value}.proto")),
+            }
+        else:
+            settings |= {"format_schema_source": "string", "format_schema": _proto(signal)}
+    return "SETTINGS " + ", ".join(f"{name} = {quote(value)}" for name, value in settings.items())
+
+
+def _column(name: str, kind: str) -> str:
+    nested = kind.startswith("Array(Array(")
+    if name.endswith("Timestamp"):
+        return (
+            f"arrayMap(t -> fromUnixTimestamp64Nano(t), `{name}`)"
+            if kind.startswith("Array")
+            else f"fromUnixTimestamp64Nano(`{name}`)"
+        )
+    if "Tuple" in kind:
+        target = "Map(LowCardinality(String), String)"
+        return f"CAST(`{name}`, 'Array({target})')" if nested else f"CAST(`{name}`, '{target}')"
+    return f"`{name}`"
+
+
+@cache
+def _text(name: str) -> str:
+    text = _FOLDER.joinpath(name).read_text(encoding="utf-8")
+    return "\n".join(re.sub(r"(^|\s)--.*$", "", line) for line in text.splitlines()).strip()
+
+
+def _fill(name: str, **parts: str) -> str:
+    text = _text(name)
+    for key, value in parts.items():
+        text = text.replace("{" + key + "}", value)
+    return text
+
+
+@cache
+def _proto(signal: Signal) -> str:
+    text = _FOLDER.joinpath(f"{signal.value}.proto").read_text(encoding="utf-8")
+    return "\n".join(line for line in text.splitlines() if not line.startswith("//"))

@@ -1,0 +1,408 @@
+"""The registry's records: model versions, the aliases that point at them, and the audit trail of every move."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from spanloop_store.errors import RegistryError
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+PRODUCTION: Final = "production"
+CANDIDATE: Final = "candidate"
+ALIASES: Final = (PRODUCTION, CANDIDATE)
+ACTIONS: Final = ("promote", "reject", "rollback", "point")
+_NEVER: Final = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version of a model.
+
+    Args:
+        name: the model's name.
+        version: from 1, per name.
+        uri: a folder or a hub id.
+        parent: NAME@VERSION, folder or hub id it was made from; empty: none.
+        dataset_id: what it was trained on; empty: nothing known.
+        training_run_id: the run that made it; empty: none.
+        metadata: whatever else was recorded.
+        created: UTC.
+    """
+
+    name: str
+    version: int
+    uri: str
+    parent: str = ""
+    dataset_id: str = ""
+    training_run_id: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    created: datetime = _NEVER
+
+    @property
+    def id(self) -> str:
+        """NAME@VERSION."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Where an alias of a model points, and since when (UTC)."""
+
+    name: str
+    alias: str
+    version: int
+    time: datetime
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One line of the audit trail; a rejection is one too and moves nothing.
+
+    Args:
+        time: UTC.
+        action: promote, reject, rollback or point.
+        version: the version it is about.
+        previous_version: where the alias pointed before; 0: nowhere.
+    """
+
+    time: datetime
+    name: str
+    alias: str
+    action: str
+    version: int
+    previous_version: int
+    evaluation_id: str
+    dataset_id: str
+    who: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A paired comparison of two model versions on held-out tasks.
+
+    Args:
+        baseline: NAME@VERSION.
+        candidate: NAME@VERSION.
+        tasks: pairs compared.
+        baseline_mean: mean episode reward.
+        candidate_mean: mean episode reward.
+        gain: mean paired difference.
+        gain_ci95_low: lower end of its 95 % bootstrap interval.
+        gain_ci95_high: upper end.
+        details: the same per agent and per group.
+    """
+
+    id: str
+    dataset_id: str
+    baseline: str
+    candidate: str
+    tasks: int
+    baseline_mean: float
+    candidate_mean: float
+    gain: float
+    gain_ci95_low: float
+    gain_ci95_high: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+    time: datetime = _NEVER
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training run; `status` is ok or failed."""
+
+    id: str
+    started: datetime
+    finished: datetime
+    algorithm: str
+    dataset_id: str
+    base: str
+    uri: str
+    status: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset that was built; `id` is its content hash."""
+
+    id: str
+    uri: str
+    parent: str
+    episodes: int
+    transitions: int
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """`NAME@REST` or `NAME` as (name, rest); the name may hold an `@` itself, the last one counts."""
+    name, separator, rest = reference.rpartition("@")
+    return (name, rest) if separator else (reference, "")
+
+
+def register_model(
+    client: Client,
+    name: str,
+    uri: str,
+    *,
+    parent: str = "",
+    dataset_id: str = "",
+    training_run_id: str = "",
+    metadata: Mapping[str, Any] | None = None,
+) -> ModelVersion:
+    """Records a model as the next version of its name.
+
+    Raises:
+        RegistryError: the name is empty or holds an `@`, which would read as a version.
+    """
+    if not name or "@" in name or name != name.strip():
+        raise RegistryError(f"{name!r} cannot be a model's name", "use a name without '@' and outer blanks")
+    last = client.query(
+        "SELECT max(version) FROM resources WHERE kind = 'model' AND name = {name:String}",
+        parameters={"name": name},
+    ).result_rows[0][0]
+    made = ModelVersion(
+        name, int(last) + 1, uri, parent, dataset_id, training_run_id, dict(metadata or {}), datetime.now(UTC)
+    )
+    _insert(
+        client,
+        "resources",
+        {
+            "kind": "model",
+            "name": made.name,
+            "version": made.version,
+            "created": made.created,
+            "uri": made.uri,
+            "parent": made.parent,
+            "dataset_id": made.dataset_id,
+            "training_run_id": made.training_run_id,
+            "metadata": _json(made.metadata),
+        },
+    )
+    return made
+
+
+def versions(client: Client, name: str | None = None) -> list[ModelVersion]:
+    """Registered model versions by name and version; of one name where it is given."""
+    rows = client.query(
+        "SELECT name, version, uri, parent, dataset_id, training_run_id, metadata, created FROM resources"
+        " WHERE kind = 'model' AND ({name:String} = '' OR name = {name:String})"
+        " ORDER BY name, version, created",
+        parameters={"name": name or ""},
+    ).result_rows
+    return [
+        ModelVersion(row[0], int(row[1]), row[2], row[3], row[4], row[5], _object(row[6]), _utc(row[7]))
+        for row in rows
+    ]
+
+
+def resolve(client: Client, reference: str) -> ModelVersion:
+    """The model version that `NAME@VERSION`, `NAME@candidate`, `NAME@production` or `NAME` (production) names.
+
+    Raises:
+        RegistryError: it names none; the message lists what there is.
+    """
+    name, rest = split_reference(reference)
+    known = versions(client, name)
+    if not known:
+        names = sorted({version.name for version in versions(client)})
+        listed = ", ".join(names) if names else "none yet"
+        raise RegistryError(
+            f"the registry has no model {name!r}; models: {listed}", "spanloop train … --register NAME"
+        )
+    if rest.isdecimal():
+        wanted = int(rest)
+    else:
+        alias = rest or PRODUCTION
+        pointers = {pointer.alias: pointer.version for pointer in aliases(client) if pointer.name == name}
+        if alias not in pointers:
+            listed = ", ".join(f"{key} → {name}@{value}" for key, value in pointers.items()) or "none"
+            raise RegistryError(
+                f"model {name!r} has no alias {alias!r}; aliases: {listed}; versions: {_numbers(known)}",
+                f"spanloop promote {known[-1].id} --alias {alias if alias in ALIASES else CANDIDATE}",
+            )
+        wanted = pointers[alias]
+    for version in known:
+        if version.version == wanted:
+            return version
+    raise RegistryError(
+        f"model {name!r} has no version {wanted}; versions: {_numbers(known)}",
+        f"name one of them, as {known[-1].id}",
+    )
+
+
+def aliases(client: Client) -> list[Alias]:
+    """Where every alias points now: the newest row of it that is no rejection."""
+    # Two rows of one instant cannot be told apart by time: `point_alias` keeps times of one alias apart.
+    rows = client.query(
+        "SELECT name, alias, argMax(version, time), max(time) FROM promotions"
+        " WHERE kind = 'model' AND action != 'reject' GROUP BY name, alias ORDER BY name, alias"
+    ).result_rows
+    return [Alias(name, alias, int(version), _utc(time)) for name, alias, version, time in rows]
+
+
+def point_alias(
+    client: Client,
+    name: str,
+    alias: str,
+    version: int,
+    *,
+    action: str,
+    evaluation_id: str = "",
+    dataset_id: str = "",
+    who: str = "",
+    why: str = "",
+) -> Promotion:
+    """Writes one row of the audit trail. The row is the pointer: unless it is a rejection, the alias moves with it.
+
+    Raises:
+        RegistryError: an alias or action that we do not know, or a version that is not registered.
+    """
+    if alias not in ALIASES:
+        raise RegistryError(f"{alias!r} is no alias", f"use one of: {', '.join(ALIASES)}")
+    if action not in ACTIONS:
+        raise RegistryError(f"{action!r} is no action", f"use one of: {', '.join(ACTIONS)}")
+    resolve(client, f"{name}@{version}")
+    # The store orders by time, so a row is later than every row of its alias even where a clock stands still or
+    # steps back. Computed by the engine's clock, in nanoseconds, in the insert itself.
+    client.command(
+        "INSERT INTO promotions (time, kind, name, alias, action, version, previous_version, evaluation_id,"
+        " dataset_id, who, why)"
+        " WITH (SELECT max(toUnixTimestamp64Nano(time)) FROM promotions"
+        "   WHERE kind = 'model' AND name = {name:String} AND alias = {alias:String}) AS last"
+        " SELECT fromUnixTimestamp64Nano(greatest(toUnixTimestamp64Nano(now64(9)), last + 1)), 'model',"
+        " {name:String}, {alias:String}, {action:String}, {version:UInt32},"
+        " (SELECT argMax(version, time) FROM promotions"
+        "   WHERE kind = 'model' AND name = {name:String} AND alias = {alias:String} AND action != 'reject'),"
+        " {evaluation:String}, {dataset:String}, {who:String}, {why:String}",
+        parameters={
+            "name": name,
+            "alias": alias,
+            "action": action,
+            "version": version,
+            "evaluation": evaluation_id,
+            "dataset": dataset_id,
+            "who": who,
+            "why": why,
+        },
+    )
+    return promotions(client, name, alias)[-1]
+
+
+def promotions(client: Client, name: str | None = None, alias: str | None = None) -> list[Promotion]:
+    """The audit trail, oldest first; of one model or alias where given."""
+    rows = client.query(
+        "SELECT time, name, alias, action, version, previous_version, evaluation_id, dataset_id, who, why"
+        " FROM promotions WHERE kind = 'model'"
+        " AND ({name:String} = '' OR name = {name:String}) AND ({alias:String} = '' OR alias = {alias:String})"
+        " ORDER BY time, name, alias",
+        parameters={"name": name or "", "alias": alias or ""},
+    ).result_rows
+    return [
+        Promotion(_utc(row[0]), row[1], row[2], row[3], int(row[4]), int(row[5]), *row[6:]) for row in rows
+    ]
+
+
+def record_dataset(client: Client, dataset: Dataset) -> None:
+    """Records a dataset; one that is known already (the same content) is not recorded twice."""
+    known = client.query(
+        "SELECT count() FROM datasets WHERE id = {id:String} AND uri = {uri:String}",
+        parameters={"id": dataset.id, "uri": dataset.uri},
+    ).result_rows[0][0]
+    if not known:
+        record = {key: getattr(dataset, key) for key in ("id", "uri", "parent", "episodes", "transitions")}
+        _insert(client, "datasets", {**record, "manifest": _json(dataset.manifest)})
+
+
+def record_training_run(client: Client, run: TrainingRun) -> None:
+    """Records a training run, failed ones too."""
+    keys = ("id", "started", "finished", "algorithm", "dataset_id", "base", "uri", "status")
+    _insert(
+        client, "training_runs", {**{key: getattr(run, key) for key in keys}, "metrics": _json(run.metrics)}
+    )
+
+
+_EVALUATION_NUMBERS = (
+    "tasks",
+    "baseline_mean",
+    "candidate_mean",
+    "gain",
+    "gain_ci95_low",
+    "gain_ci95_high",
+)
+_EVALUATION_KEYS = ("id", "dataset_id", "baseline", "candidate", *_EVALUATION_NUMBERS)
+
+
+def record_evaluation(client: Client, evaluation: Evaluation) -> None:
+    """Records an evaluation; its `time` is set by the store."""
+    record = {key: getattr(evaluation, key) for key in _EVALUATION_KEYS}
+    _insert(client, "evaluations", {**record, "details": _json(evaluation.details)})
+
+
+def evaluation(client: Client, evaluation_id: str) -> Evaluation:
+    """One evaluation by id.
+
+    Raises:
+        RegistryError: there is none; the message lists the newest ones.
+    """
+    rows = client.query(
+        "SELECT id, dataset_id, baseline, candidate, tasks, baseline_mean, candidate_mean, gain, gain_ci95_low,"
+        " gain_ci95_high, details, time FROM evaluations WHERE id = {id:String}"
+        " ORDER BY time DESC LIMIT 1",
+        parameters={"id": evaluation_id},
+    ).result_rows
+    if not rows:
+        newest = [
+            row[0]
+            for row in client.query("SELECT id FROM evaluations ORDER BY time DESC LIMIT 5").result_rows
+        ]
+        raise RegistryError(
+            f"there is no evaluation {evaluation_id!r}; newest: {', '.join(newest) or 'none yet'}",
+            "spanloop evaluate --dataset DIR --baseline NAME@V --candidate NAME@V",
+        )
+    values = rows[0]
+    record = dict(zip(_EVALUATION_KEYS, values, strict=False))
+    return Evaluation(**record, details=_object(values[-2]), time=_utc(values[-1]))
+
+
+def evaluations(client: Client, limit: int = 100) -> list[Evaluation]:
+    """The newest evaluations, newest first."""
+    rows = client.query(
+        "SELECT id, dataset_id, baseline, candidate, tasks, baseline_mean, candidate_mean, gain, gain_ci95_low,"
+        " gain_ci95_high, details, time FROM evaluations"
+        " ORDER BY time DESC, id LIMIT {n:UInt32}",
+        parameters={"n": limit},
+    ).result_rows
+    return [
+        Evaluation(
+            **dict(zip(_EVALUATION_KEYS, row, strict=False)), details=_object(row[-2]), time=_utc(row[-1])
+        )
+        for row in rows
+    ]
+
+
+def _insert(client: Client, table: str, record: Mapping[str, Any]) -> None:
+    client.insert(table, [list(record.values())], column_names=list(record))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text or "{}")
+    return value if isinstance(value, dict) else {"value": value}
+
+
+def _utc(time: datetime) -> datetime:
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _numbers(known: list[ModelVersion]) -> str:
+    return ", ".join(str(version.version) for version in known)
