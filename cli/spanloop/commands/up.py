@@ -1,0 +1,108 @@
+"""`spanloop up`: receivers, embedded store, ClickHouse endpoint and gateway, until Ctrl-C."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from spanloop.options import example, json_option, store_option
+
+if TYPE_CHECKING:
+    from spanloop_collector.capture import Addresses
+
+_PORT = click.IntRange(0, 65535)
+
+
+@click.command(
+    epilog=example(
+        """
+        spanloop up --upstream https://api.openai.com/v1
+        spanloop up --store chdb:///data/spanloop --upstream calculator=http://127.0.0.1:8000/v1 --gateway-port 0
+        """
+    )
+)
+@store_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of receivers and gateway.")
+@click.option("--otlp-http-port", default=4318, show_default=True, type=_PORT, help="OTLP over HTTP; 0: any.")
+@click.option("--otlp-grpc-port", default=4317, show_default=True, type=_PORT, help="OTLP over gRPC; 0: any.")
+@click.option(
+    "--clickhouse-port", default=8123, show_default=True, type=_PORT, help="The embedded store; 0: any."
+)
+@click.option("--gateway-port", default=8080, show_default=True, type=_PORT, help="OpenAI protocol; 0: any.")
+@click.option(
+    "--upstream",
+    "upstreams",
+    multiple=True,
+    metavar="[NAME=]URL",
+    help="A model server, with /v1; NAME: for that model only. Repeatable.",
+)
+@json_option
+def command(
+    store: str,
+    host: str,
+    otlp_http_port: int,
+    otlp_grpc_port: int,
+    clickhouse_port: int,
+    gateway_port: int,
+    upstreams: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Start receivers, embedded store, ClickHouse endpoint and gateway; stop them with Ctrl-C.
+
+    Two processes run under this one: capture and gateway. With --json, one line of JSON with all addresses is
+    printed once both serve.
+    """
+    import asyncio
+    import json
+    import logging
+    from dataclasses import asdict
+
+    from spanloop_collector.supervisor import Options, supervise
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def on_ready(addresses: Addresses) -> None:
+        if as_json:
+            click.echo(json.dumps(asdict(addresses)))
+        else:
+            click.echo(_welcome(addresses, bool(upstreams)))
+
+    asyncio.run(
+        supervise(
+            Options(store, host, otlp_http_port, otlp_grpc_port, clickhouse_port, gateway_port, upstreams),
+            on_ready,
+        )
+    )
+    click.echo("stopped; everything acknowledged is in the store or its log", err=True)
+
+
+def _welcome(addresses: Addresses, has_upstream: bool) -> str:
+    upstream = "" if has_upstream else "  (no --upstream yet: it has nowhere to send calls)"
+    warning = click.style(
+        "Prompts and answers are stored AS THEY ARE: there is no redaction yet. Send only what may be kept.",
+        fg="yellow",
+        bold=True,
+    )
+    lines = [
+        f"Spanloop is up on {addresses.store}",
+        f"  OTLP/HTTP   {addresses.otlp_http}",
+        f"  OTLP/gRPC   {addresses.otlp_grpc}",
+        f"  ClickHouse  {addresses.clickhouse}   (user and password: owner.json in the store)"
+        if addresses.clickhouse
+        else "  ClickHouse  the server itself",
+        f"  gateway     {addresses.gateway}/v1{upstream}",
+        "",
+        warning,
+        "",
+        "For your agent, set:",
+        f"  export OTEL_EXPORTER_OTLP_ENDPOINT={addresses.otlp_http}",
+        "  export OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+        "  export OTEL_METRICS_EXPORTER=none",
+        "  export OTEL_SERVICE_NAME=my-agent",
+        f"  export OPENAI_BASE_URL={addresses.gateway}/v1",
+        "",
+        "and run it:  opentelemetry-instrument python agent.py",
+        "then:        spanloop build --out dataset",
+    ]
+    return "\n".join(lines)

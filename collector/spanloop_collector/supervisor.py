@@ -1,0 +1,289 @@
+"""Runs capture and gateway as child processes: starts them, waits until both serve, restarts what dies, stops both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import aiohttp
+
+from spanloop_collector.addresses import reserve
+from spanloop_collector.capture import Addresses
+from spanloop_collector.errors import ChildFailed
+from spanloop_store import StoreUrl, lock_holder
+from spanloop_store.errors import StoreLocked
+
+log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+_START_S = 60.0  # a store with much to recover, on a slow disk
+_STOP_S = 40.0  # longer than what either child allows itself, so that SIGKILL is for a child that hangs
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_STABLE_S = 60.0  # a child that lived this long starts again without a pause
+_POLL_S = 0.05
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `spanloop up` was asked for. Port 0: any free one."""
+
+    store: str | None = None
+    host: str = "127.0.0.1"
+    otlp_http_port: int = 4318
+    otlp_grpc_port: int = 4317
+    clickhouse_port: int = 8123
+    gateway_port: int = 8080
+    upstreams: tuple[str, ...] = ()
+
+
+async def supervise(options: Options, on_ready: Callable[[Addresses], None]) -> None:
+    """Runs both processes until SIGTERM, SIGINT or SIGHUP.
+
+    Args:
+        options: what to start.
+        on_ready: called once, when both serve.
+
+    Raises:
+        StoreLocked: another process has the store.
+        ListenError: the gateway's port is taken.
+        ChildFailed: a child could not start; its own message and hint are passed on.
+    """
+    url = StoreUrl.parse(options.store)
+    if url.embedded and (holder := lock_holder(url)) is not None:
+        raise StoreLocked(
+            f"the store {url.redacted()} is already open in process {holder}; it is untouched",
+            f"use the one that runs, stop it (kill {holder}), or name another: --store chdb:///path",
+        )
+    listener = reserve(options.host, options.gateway_port, "--gateway-port")
+    gateway_port = listener.getsockname()[1]
+    listener.close()
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.set)
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    gateway_url = f"http://{shown}:{gateway_port}"
+    async with contextlib.AsyncExitStack() as stack:
+        capture = Child("capture", _capture_arguments(options, gateway_url))
+        stack.push_async_callback(capture.stop)
+        addresses = await _first_of(capture.start_and_read(), stop)
+        if addresses is None:
+            return
+        options = _with_ports(options, addresses)
+        capture.arguments = _capture_arguments(options, gateway_url)
+        gateway = Child(
+            "gateway", _gateway_arguments(options, addresses, gateway_port), f"{gateway_url}/healthz"
+        )
+        stack.push_async_callback(gateway.stop)  # stopped before capture, which takes its last spans
+        if await _first_of(gateway.start_and_poll(), stop) is None:
+            return
+        on_ready(addresses)
+        keepers = [asyncio.create_task(child.keep()) for child in (capture, gateway)]
+        await stop.wait()
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+
+
+class Child:
+    """One child process.
+
+    Args:
+        name: the module of `spanloop_collector` that it runs; also its name in messages.
+        arguments: its command line.
+        health: the address that answers 200 when it serves; empty: it prints a line of JSON instead.
+    """
+
+    def __init__(self, name: str, arguments: Sequence[str], health: str = "") -> None:
+        self.name = name
+        self.arguments = list(arguments)
+        self._health = health
+        self._process: asyncio.subprocess.Process | None = None
+        self._errors: list[str] = []
+        self._forwarder: asyncio.Task[None] | None = None
+
+    async def start_and_read(self) -> Addresses:
+        """Starts it and waits for its line of JSON.
+
+        Raises:
+            ChildFailed: it ended first, or said nothing in time.
+        """
+        process = await self._spawn()
+        assert process.stdout is not None
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), _START_S)
+        except TimeoutError as error:
+            raise ChildFailed(
+                f"{self.name} was not ready within {_START_S:g} s", "look at its messages above"
+            ) from error
+        if not line:
+            raise await self._failure()
+        return Addresses(**json.loads(line))
+
+    async def start_and_poll(self) -> bool:
+        """Starts it and waits until it answers.
+
+        Raises:
+            ChildFailed: it ended first, or did not answer in time.
+        """
+        process = await self._spawn()
+        deadline = time.monotonic() + _START_S
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+            while process.returncode is None:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with session.get(self._health) as answer:
+                        if answer.status == 200:
+                            return True
+                if time.monotonic() > deadline:
+                    raise ChildFailed(
+                        f"{self.name} did not answer within {_START_S:g} s", "look at its messages above"
+                    )
+                await asyncio.sleep(_POLL_S)
+        raise await self._failure()
+
+    async def keep(self) -> None:
+        """Starts it again whenever it ends, with a growing pause; runs until it is cancelled."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            assert self._process is not None
+            started = time.monotonic()
+            status = await self._process.wait()
+            if time.monotonic() - started > _STABLE_S:
+                pause_s = _FIRST_PAUSE_S
+            log.error(
+                "%s (pid %d) ended with status %d; starting it again", self.name, self._process.pid, status
+            )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            try:
+                await (self.start_and_poll() if self._health else self.start_and_read())
+                log.warning("%s serves again (pid %d)", self.name, self._process.pid)
+            except ChildFailed as error:
+                log.error("%s", error.message)
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL for a child that does not end."""
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_S)
+            except TimeoutError:
+                log.error("%s (pid %d) does not end; killing it", self.name, process.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if self._forwarder is not None:
+            await self._forwarder
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        self._errors = []
+        self._process = await asyncio.create_subprocess_exec(
+            *self.arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            # A Ctrl-C in the terminal is for the supervisor, which stops the two in order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        self._forwarder = asyncio.create_task(self._forward(self._process))
+        return self._process
+
+    async def _forward(self, process: asyncio.subprocess.Process) -> None:
+        """Passes its messages on, and remembers the last ones for the error."""
+        assert process.stderr is not None
+        while raw := await process.stderr.readline():
+            line = raw.decode(errors="replace").rstrip()
+            self._errors = [*self._errors[-20:], line]
+            # A failed start is raised as one clear error; anything else is shown as it comes.
+            if not line.startswith(("error: ", "next: ")):
+                sys.stderr.write(f"{self.name}: {line}\n")
+                sys.stderr.flush()
+
+    async def _failure(self) -> ChildFailed:
+        assert self._process is not None
+        status = await self._process.wait()
+        if self._forwarder is not None:
+            await self._forwarder
+        message = next((line[7:] for line in self._errors if line.startswith("error: ")), "")
+        hint = next((line[5:].strip() for line in self._errors if line.startswith("next: ")), "")
+        return ChildFailed(
+            message or f"{self.name} ended with status {status} before it served",
+            hint or "its messages above say why",
+        )
+
+
+async def _first_of(work: Coroutine[Any, Any, _Result], stop: asyncio.Event) -> _Result | None:
+    """The result of starting a child; None when the stop came first."""
+    starting = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return starting.result() if starting.done() else None
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+
+
+def _capture_arguments(options: Options, gateway_url: str) -> list[str]:
+    arguments = [sys.executable, "-m", "spanloop_collector.capture", "--host", options.host]
+    arguments += [
+        "--otlp-http-port",
+        str(options.otlp_http_port),
+        "--otlp-grpc-port",
+        str(options.otlp_grpc_port),
+    ]
+    arguments += ["--clickhouse-port", str(options.clickhouse_port), "--gateway", gateway_url]
+    return arguments + (["--store", options.store] if options.store else [])
+
+
+def _gateway_arguments(options: Options, addresses: Addresses, port: int) -> list[str]:
+    arguments = [
+        sys.executable,
+        "-m",
+        "spanloop_collector.gateway",
+        "--host",
+        options.host,
+        "--port",
+        str(port),
+    ]
+    arguments += ["--otlp", addresses.otlp_http]
+    for upstream in options.upstreams:
+        arguments += ["--upstream", upstream]
+    return arguments + (["--store", options.store] if options.store else [])
+
+
+def _with_ports(options: Options, addresses: Addresses) -> Options:
+    """The same with the ports that were found, so that a restarted child is where everybody looks for it."""
+    return replace(
+        options,
+        otlp_http_port=_port(addresses.otlp_http),
+        otlp_grpc_port=_port(addresses.otlp_grpc),
+        clickhouse_port=_port(addresses.clickhouse) if addresses.clickhouse else options.clickhouse_port,
+    )
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def _die_with_parent() -> None:
+    """Linux: a supervisor that is killed takes its children along, instead of leaving the store locked."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

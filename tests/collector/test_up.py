@@ -1,0 +1,171 @@
+"""`spanloop up`: two children that come and go together, and one clear error when they cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.collector.capture_process import trace_request
+
+from spanloop_store import connect, flush, read_owner
+
+PORTS = ["--otlp-http-port", "0", "--otlp-grpc-port", "0", "--clickhouse-port", "0", "--gateway-port", "0"]
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "spanloop.main", "up", "--store", f"chdb://{folder}", *PORTS, *more]
+
+
+@contextlib.contextmanager
+def up(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    process = subprocess.Popen(
+        arguments(folder, "--json", *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        yield process, json.loads(line)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=90)
+
+
+def healthy(address: str) -> bool:
+    with urllib.request.urlopen(f"{address}/healthz", timeout=10) as answer:
+        return bool(answer.status == 200)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_up_serves_everything_and_stops_cleanly(tmp_path: Path) -> None:
+    url = f"chdb://{tmp_path}"
+    with up(tmp_path, "--upstream", "http://127.0.0.1:9/v1") as (process, addresses):
+        owner = read_owner(url)
+        assert owner is not None
+        assert owner.gateway == addresses["gateway"]
+        assert healthy(addresses["otlp_http"])
+        assert healthy(addresses["gateway"])
+        body = trace_request("up").SerializeToString()
+        request = urllib.request.Request(
+            f"{addresses['otlp_http']}/v1/traces", body, {"Content-Type": "application/x-protobuf"}
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+        flushed = flush(url)
+        assert flushed is not None
+        assert flushed.inserted == flushed.acknowledged == 1
+        with contextlib.closing(connect(url)) as client:
+            assert client.query("SELECT SpanName FROM otel_traces").result_rows == [("up",)]
+
+        second = subprocess.run(arguments(tmp_path), capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1
+        assert second.stderr.startswith("error: the store")
+        assert f"process {owner.pid}" in second.stderr
+        assert healthy(addresses["otlp_http"])
+
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert read_owner(url) is None
+    assert not alive(owner.pid)
+    with contextlib.closing(connect(url)) as client:
+        assert client.query("SELECT SpanName FROM otel_traces").result_rows == [("up",)]
+
+
+def test_up_says_what_to_set_and_that_nothing_is_redacted(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        arguments(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "spanloop build" in line:
+            break
+    process.terminate()
+    assert process.wait(60) == 0
+    process.stdout.close()
+    text = "".join(lines)
+    assert "stored AS THEY ARE" in text
+    assert "export OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in text
+    assert "export OPENAI_BASE_URL=http://127.0.0.1:" in text
+    assert "opentelemetry-instrument python agent.py" in text
+
+
+@pytest.mark.parametrize("option", ["--otlp-http-port", "--gateway-port"])
+def test_a_port_in_use_is_one_clear_error(tmp_path: Path, option: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = subprocess.run(arguments(tmp_path, option, port), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+    assert second.startswith("next: ")
+    assert option in second
+
+
+def test_a_wrong_upstream_is_one_clear_error(tmp_path: Path) -> None:
+    result = subprocess.run(
+        arguments(tmp_path, "--upstream", "not-a-url"), capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 1
+    assert [line for line in result.stderr.splitlines() if line.startswith("error: ")] != []
+    assert "Traceback" not in result.stderr
+    assert read_owner(f"chdb://{tmp_path}") is None
+
+
+def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
+    url = f"chdb://{tmp_path}"
+    with up(tmp_path) as (process, addresses):
+        owner = read_owner(url)
+        assert owner is not None
+        os.kill(owner.pid, signal.SIGKILL)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "capture serves again" in line:
+                break
+        again = read_owner(url)
+        assert again is not None
+        assert again.pid != owner.pid
+        assert again.otlp_http == addresses["otlp_http"]
+        assert healthy(addresses["otlp_http"])
+        assert healthy(addresses["gateway"])
+
+
+def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
+    url = f"chdb://{tmp_path}"
+    with up(tmp_path) as (process, _):
+        owner = read_owner(url)
+        assert owner is not None
+        process.kill()
+        process.wait(30)
+        # The children hold the write end of its standard error: end of file says that both are gone.
+        assert process.stderr is not None
+        process.stderr.read()
+        descriptor = os.pidfd_open(owner.pid) if alive(owner.pid) else None
+        if descriptor is not None:
+            import select
+
+            assert select.select([descriptor], [], [], 60)[0]
+            os.close(descriptor)
+    with contextlib.closing(connect(url)) as client:
+        assert client.query("SELECT count() FROM otel_traces").result_rows == [(0,)]

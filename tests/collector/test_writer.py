@@ -1,0 +1,169 @@
+"""From sealed segments to rows: exactly once across crashes, and nothing lost beside what is broken."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clickhouse_connect.driver.client import Client
+from tests.collector.capture_process import trace_request
+
+from spanloop_collector.capture import Folders, open_logs
+from spanloop_collector.statistics import Statistics
+from spanloop_collector.writer import Writer
+from spanloop_exporter.segments import SegmentLog
+from spanloop_store import Engine
+from spanloop_store.errors import StoreLocked, StoreUnavailable
+from spanloop_store.otlp.frames import frame
+from spanloop_store.otlp.insert import SegmentInserter
+from spanloop_store.otlp.signals import Signal
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    with Engine(f"chdb://{tmp_path}/store") as engine:
+        yield engine
+
+
+@pytest.fixture
+def client(engine: Engine) -> Client:
+    return engine.client()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path / "log", tmp_path / "quarantine")
+
+
+def inserter(client: Client, folders: Folders) -> SegmentInserter:
+    return SegmentInserter(client, embedded=True, quarantine=folders.quarantine, collector="test")
+
+
+def names(client: Client) -> list[str]:
+    return [
+        name for (name,) in client.query("SELECT SpanName FROM otel_traces ORDER BY SpanName").result_rows
+    ]
+
+
+def segments(client: Client) -> list[tuple[str, int]]:
+    return client.query("SELECT decoder, rows FROM ingest_segments ORDER BY decoder").result_rows  # type: ignore[return-value]  # rows are tuples
+
+
+def deep(name: str) -> bytes:
+    request = trace_request(name)
+    value = request.resource_spans[0].scope_spans[0].spans[0].attributes.add(key="deep").value
+    value.array_value.values.add().array_value.values.add().string_value = "x"
+    return request.SerializeToString()
+
+
+def test_a_crash_between_insert_and_unlink_repeats_nothing(client: Client, folders: Folders) -> None:
+    log = SegmentLog(folders.log, Signal.TRACES)
+    log.append([trace_request("a", "b").SerializeToString(), deep("c")], items=3)
+    log.seal()
+    (segment,) = log.sealed()
+    first = inserter(client, folders).insert(segment.path, Signal.TRACES)
+    assert (first.engine_rows, first.fallback_rows) == (2, 1)
+    # The process dies here; the next one finds the file.
+    with open_logs(folders) as logs:
+        (found,) = logs[Signal.TRACES].sealed()
+        assert inserter(client, folders).insert(found.path, Signal.TRACES) == first
+    assert names(client) == ["a", "b", "c"]
+    assert segments(client) == [("engine", 2), ("fallback", 1)]
+    assert client.query("SELECT count() FROM otel_traces_trace_id_ts").result_rows == [(2,)]
+
+
+def test_a_crash_half_way_through_is_completed(client: Client, folders: Folders) -> None:
+    """The engine's half is in, the fallback's is not."""
+    log = SegmentLog(folders.log, Signal.TRACES)
+    easy = trace_request("easy").SerializeToString()
+    log.append([easy, deep("deep")])
+    log.seal()
+    (segment,) = log.sealed()
+    whole = inserter(client, folders)
+    whole._transport.insert(Signal.TRACES, "Protobuf", segment.name, frame(easy))
+    assert names(client) == ["easy"]
+    whole.insert(segment.path, Signal.TRACES)
+    assert names(client) == ["deep", "easy"]
+
+
+def test_days_of_history_in_one_segment(client: Client, folders: Folders) -> None:
+    request = trace_request(*(f"{day:03}" for day in range(400)))
+    for day, span in enumerate(request.resource_spans[0].scope_spans[0].spans):
+        span.start_time_unix_nano = (1_700_000_000 + day * 86_400) * 10**9
+        span.end_time_unix_nano = span.start_time_unix_nano
+    log = SegmentLog(folders.log, Signal.TRACES)
+    log.append([request.SerializeToString()])
+    log.seal()
+    for _ in range(2):
+        inserter(client, folders).insert(log.sealed()[0].path, Signal.TRACES)
+    assert len(names(client)) == 400
+
+
+def test_what_the_engine_refuses_is_quarantined_alone(client: Client, folders: Folders) -> None:
+    """A message that is no OTLP, with intact frames around it: bit rot, since the receiver takes none such."""
+    folders.log.mkdir()
+    path = folders.log / "traces-broken.otlp"
+    garbage = b"\x0a\xff\xff\xff\xff\x0fgarbage"
+    parts = [
+        trace_request("first").SerializeToString(),
+        garbage,
+        deep("deep"),
+        trace_request("last").SerializeToString(),
+    ]
+    path.write_bytes(b"".join(frame(part) for part in parts))
+    for _ in range(2):
+        done = inserter(client, folders).insert(path, Signal.TRACES)
+        assert (done.engine_rows, done.fallback_rows, done.quarantined_requests) == (2, 1, 1)
+    assert names(client) == ["deep", "first", "last"]
+    assert (folders.quarantine / f"{path.name}.1.otlp").read_bytes() == garbage
+    assert (folders.quarantine / f"{path.name}.1.reason.txt").read_text().strip()
+    assert segments(client) == [("engine", 2), ("fallback", 1), ("quarantine", 0)]
+    assert not list(folders.quarantine.glob("*.part"))
+
+
+def test_a_store_that_is_away_keeps_the_log_and_then_takes_it(client: Client, folders: Folders) -> None:
+    logs = {signal: SegmentLog(folders.log, signal) for signal in Signal}
+    away = True
+
+    def open_inserter() -> SegmentInserter:
+        if away:
+            raise StoreUnavailable("the server does not answer", "start it")
+        return inserter(client, folders)
+
+    statistics = Statistics()
+    writer = Writer(logs, open_inserter, statistics, latency_s=0)
+    writer.start()
+    logs[Signal.TRACES].append([trace_request("kept").SerializeToString()], items=1)
+    writer.notify()
+    assert not writer.flush(0.5)
+    assert writer.last_error == "the server does not answer"
+    assert statistics.total("spanloop_insert_failures_total") >= 1
+    assert len(list(folders.log.glob("*.otlp"))) == 1
+    away = False
+    assert writer.flush(60)
+    assert names(client) == ["kept"]
+    assert writer.stop(30)
+    assert list(folders.log.glob("*.otlp")) == []
+    assert statistics.total("spanloop_items_inserted_total") == 1
+
+
+def test_two_collectors_do_not_share_a_log(folders: Folders) -> None:
+    with open_logs(folders), pytest.raises(StoreLocked), contextlib.ExitStack() as stack:
+        stack.enter_context(open_logs(folders))
+
+
+def test_inserting_leaves_nothing_in_the_working_directory(
+    client: Client, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine caches a schema that comes as a string in ./__cache__."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    log = SegmentLog(folders.log, Signal.TRACES)
+    log.append([trace_request("a").SerializeToString(), deep("b")])
+    log.seal()
+    inserter(client, folders).insert(log.sealed()[0].path, Signal.TRACES)
+    assert names(client) == ["a", "b"]
+    assert list(elsewhere.iterdir()) == []
