@@ -15,7 +15,9 @@ from spanloop_store.otlp.signals import Signal
 
 log = logging.getLogger(__name__)
 
-LATENCY_S = 0.2  # how long an unfinished segment may wait for company before it is inserted
+# How long an unfinished segment may wait for company before it is inserted. Planning one insert costs the engine 0.1 s of
+# a core whatever its size, so many small ones would eat what the agents on the same machine need.
+LATENCY_S = 1.0
 _FIRST_PAUSE_S = 0.25  # after an insert that the store did not take; doubles up to the longest
 _LONGEST_PAUSE_S = 10.0
 
