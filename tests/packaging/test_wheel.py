@@ -76,6 +76,9 @@ def test_all_extras_resolve(wheel: Path, base_environment: Path, tmp_path: Path)
         base_environment / "python", "-m", "pip", "install", "--quiet", "--dry-run",
         "--constraint", constraint, "--report", report, f"{wheel}[all]",
     )  # fmt: skip
-    planned = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in json.loads(report.read_text())["install"]}
+    planned = {
+        item["metadata"]["name"].lower(): item["metadata"]["version"]
+        for item in json.loads(report.read_text())["install"]
+    }
     assert planned["trl"] == "1.16.0"
     assert {"chdb", "polars", "grpcio", "aiohttp"} <= set(planned)

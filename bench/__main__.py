@@ -1,0 +1,29 @@
+"""Runs the short benchmarks one after the other: `make bench`, or `python -m bench NAME …` for some of them.
+
+The long ones are not in this list: `python bench/demo_seeds.py` takes most of an hour.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+SHORT = {
+    "ingest": "raw OTLP decoded by the engine, beside the engine's own Native insert",
+    "transform": "spans in the store to a dataset on disk, against the number of spans",
+}
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in SHORT]
+    if unknown:
+        print(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(SHORT)}", file=sys.stderr)
+        return 2
+    for name in names or SHORT:
+        print(f"\n== {name}: {SHORT[name]}", flush=True)
+        importlib.import_module(f"bench.{name}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

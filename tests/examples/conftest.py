@@ -1,0 +1,9 @@
+"""The example's modules, importable as its own programs import them, by their folder; and this folder's stub."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+CALCULATOR = Path(__file__).parents[2] / "examples" / "calculator"
+sys.path[:0] = [str(CALCULATOR), str(Path(__file__).parent)]
