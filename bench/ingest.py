@@ -1,6 +1,6 @@
 """Ingest: INSERT … SELECT of a segment of raw OTLP beside the engine's own Native insert of the same rows, in one run.
 
-    python bench/ingest.py [--spans 8192] [--bytes 3000] [--repeats 5]
+    python bench/ingest.py [--spans 20000] [--bytes 3000] [--repeats 5]
 
 Prints spans a second by wall clock and by CPU time (steadier where the machine is shared); best of the repeats.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -82,12 +83,12 @@ def measure(work: Callable[[], object], repeats: int) -> tuple[float, float]:
     return min(wall), min(cpu)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spans", type=int, default=8192)
+    parser.add_argument("--spans", type=int, default=20000)
     parser.add_argument("--bytes", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     requests = make_requests(options.spans, options.bytes)
     with tempfile.TemporaryDirectory() as name, Engine(f"chdb://{name}/store") as engine:
         folder = Path(name)
@@ -151,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

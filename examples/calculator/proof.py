@@ -86,7 +86,7 @@ def result(
     imitated = scores.get(IMITATED)
     if imitated is not None:
         paired = compare(frame, IMITATED, final, seed=loop.seed).pooled
-        extras["final_minus_sft"] = asdict(paired)
+        extras["final_minus_sft"] = Comparison(**asdict(paired))
     return RunResult(
         title="Spanloop demo: two calculator agents"
         + (" (control: rewards shuffled)" if loop.shuffle_rewards else ""),
@@ -235,14 +235,14 @@ def _notes(loop: Loop, report: EvaluationReport) -> list[str]:
 
 def against_imitation(result: RunResult) -> str:
     """How the final version stands against SFT on the successes, in one honest sentence."""
-    paired = (result.model_extra or {}).get("final_minus_sft")
+    paired = result.final_minus_sft
     if paired is None:
         return "SFT on the successes was not measured in this run."
-    low, high = paired["gain_ci95_low"], paired["gain_ci95_high"]
+    low, high = paired.gain_ci95_low, paired.gain_ci95_high
     verdict = "does not beat it" if low <= 0 else "beats it"
     return (
         f"SFT on the successes of the same nights reaches {result.sft_on_successes:.3f}; the final version {verdict} "
-        f"here: {paired['gain']:+.3f} [{low:+.3f}, {high:+.3f}], paired."
+        f"here: {paired.gain:+.3f} [{low:+.3f}, {high:+.3f}], paired."
     )
 
 

@@ -111,8 +111,15 @@ def test_the_headline_follows_the_interval() -> None:
 
 
 def test_the_sentence_on_sft_does_not_flatter() -> None:
-    assert "RL did not beat SFT" in sft_sentence(result())
-    assert "not as proof" in sft_sentence(result(sft_on_successes=0.7))
+    paired = {"pairs": 400, "baseline_mean": 0.92, "candidate_mean": 0.9}
+    for gain, low, high, words in (
+        (-0.02, -0.05, 0.01, "RL did not beat SFT"),
+        (-0.02, -0.03, -0.01, "SFT beat RL"),
+        (0.02, 0.01, 0.03, "RL beat SFT in this run"),
+    ):
+        found = {**paired, "gain": gain, "gain_ci95_low": low, "gain_ci95_high": high}
+        assert words in sft_sentence(result(final_minus_sft=found))
+    assert "proves nothing either way" in sft_sentence(result(sft_on_successes=0.7))
     assert "was not measured" in sft_sentence(result(sft_on_successes=None))
 
 

@@ -79,22 +79,30 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
+_SAME_OPTIMUM = (
+    "That is no surprise: with a reward that only says pass or fail, both lean towards the same behaviour. RL pays off where "
+    "successes alone do not carry the answer: graded rewards, long episodes, rare success."
+)
+
+
 def sft_sentence(result: RunResult) -> str:
     """What the run says about reinforcement learning against plain imitation of the successes."""
     if result.sft_on_successes is None:
         return "SFT on the successful episodes was not measured, so this run says nothing about whether RL was needed."
-    sft, final = result.sft_on_successes, result.final
-    scores = f"SFT on the successful episodes of the same logs reaches {sft:.2f}; this run's final version reaches {final:.2f}."
-    if final <= sft:
-        return (
-            f"{scores} RL did not beat SFT here. That is no surprise: with a reward that only says pass or fail, both "
-            "lean towards the same behaviour. RL pays off where successes alone do not carry the answer: graded rewards, "
-            "long episodes, rare success."
-        )
-    return (
-        f"{scores} The difference of {final - sft:.2f} is not a paired test and has no interval: "
-        "read it as “no worse than SFT”, not as proof that RL is better."
+    scores = (
+        f"SFT on the successful episodes of the same logs reaches {result.sft_on_successes:.2f}; "
+        f"this run's final version reaches {result.final:.2f}"
     )
+    paired = result.final_minus_sft
+    if paired is None:
+        return f"{scores}. The two were not compared in pairs, so their difference proves nothing either way."
+    low, high = paired.gain_ci95_low, paired.gain_ci95_high
+    scores += f", a paired difference of {signed(paired.gain)} [{signed(low)}, {signed(high)}]."
+    if low > 0:
+        return f"{scores} RL beat SFT in this run; one run is no rule."
+    if high < 0:
+        return f"{scores} SFT beat RL here. {_SAME_OPTIMUM}"
+    return f"{scores} There is no proven difference: RL did not beat SFT here. {_SAME_OPTIMUM}"
 
 
 def _headline(result: RunResult) -> dict[str, str]:

@@ -83,6 +83,7 @@ class RunResult(_Part):
     final: float  # mean reward of the final version
     best_possible: float | None = None  # score of an oracle on the same tasks
     sft_on_successes: float | None = None  # score of SFT on the successful episodes of the same data
+    final_minus_sft: Comparison | None = None  # final against that model, paired on the same tasks
     seconds: float  # whole run
     versions: list[VersionResult] = []  # oldest first
     per_agent: dict[str, Comparison] = {}
