@@ -129,6 +129,7 @@ def _rewards(result: RunResult) -> dict[str, Any] | None:
         value for row in rows for value in (row.mean_reward, row.ci95_low, row.ci95_high) if value is not None
     ]
     scale = plots.Scale.over([*values, *marks.values()], include=(0.0, 1.0))
+    decided = result.decisions[-1].version if result.decisions else rows[-1].version
     drawn = [
         (
             row,
@@ -138,7 +139,7 @@ def _rewards(result: RunResult) -> dict[str, Any] | None:
                 row.ci95_low,
                 row.ci95_high,
                 marks=marks,
-                emphasis=row is rows[-1],
+                emphasis=row.version == decided,
             ),
         )
         for row in rows
