@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 
 import click
@@ -54,6 +55,8 @@ def main() -> None:
     """Entry point: one clear message and exit status 1 for every failure that we foresee."""
     from spanloop_store.errors import SpanloopError
 
+    # It warns of what it then raises; one failure is one message here.
+    logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)
     try:
         cli()
     except SpanloopError as error:

@@ -139,7 +139,7 @@ def _http_client(what: str, **arguments: Any) -> Client:
         )
     except OperationalError as error:
         raise StoreUnavailable(
-            f"{what} does not answer: {_first_line(error)}",
+            f"{what} does not answer: {_reason(error)}",
             "check address and port; an embedded store needs no server: --store chdb:///path",
         ) from error
     except DatabaseError as error:
@@ -160,7 +160,17 @@ def _http_client(what: str, **arguments: Any) -> Client:
         raise StoreUrlError(f"{what}: {_first_line(error)}", "check the store's URL") from error
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """What the operating system said, out of the layers that repeat it around itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -31,7 +31,7 @@ class Settings:
     epochs: float | None = None
     batch_size: int | None = None
     kl_beta: float | None = None
-    clip_epsilon: float = 0.2
+    clip_epsilon: float | None = None
     max_grad_norm: float = 1.0
     max_length: int = 4096
     min_reward: float | None = None
@@ -55,7 +55,7 @@ class Settings:
             epochs=defaults.epochs if self.epochs is None else self.epochs,
             batch_size=defaults.batch_size if self.batch_size is None else self.batch_size,
             kl_beta=defaults.kl_beta if self.kl_beta is None else self.kl_beta,
-            clip_epsilon=self.clip_epsilon,
+            clip_epsilon=defaults.clip_epsilon if self.clip_epsilon is None else self.clip_epsilon,
             max_grad_norm=self.max_grad_norm,
             max_length=self.max_length,
             min_reward=self.min_reward,
@@ -108,7 +108,11 @@ class ResolvedSettings:
 
 _DEFAULTS: dict[str, ResolvedSettings] = {
     "sft": ResolvedSettings(learning_rate=1e-4, epochs=1, batch_size=64, kl_beta=0.0),
-    "reinforce": ResolvedSettings(learning_rate=2e-4, epochs=2, batch_size=64, kl_beta=0.1),
+    # Without a baseline an action is only ever pushed up, and a ratio clipped at 1.2 lets a rare good one grow by a fifth
+    # a round and no more: three rounds gained .44 to .47 at 0.2 and .58 to .67 at 0.5.
+    "reinforce": ResolvedSettings(
+        learning_rate=2e-4, epochs=2, batch_size=64, kl_beta=0.1, clip_epsilon=0.5
+    ),
     "rloo": ResolvedSettings(learning_rate=1e-4, epochs=1, batch_size=64, kl_beta=0.05),
     "grpo": ResolvedSettings(learning_rate=1e-4, epochs=1, batch_size=64, kl_beta=0.05),
 }

@@ -35,7 +35,9 @@ spanloop train --dataset data/monday --model models/base --out models/sft --algo
 @click.option("--epochs", type=float, help="Passes over the data.  [default: the algorithm's]")
 @click.option("--batch-size", type=int, help="Sequences an optimizer step.  [default: 64]")
 @click.option("--kl-beta", type=float, help="KL penalty to the starting model.  [default: the algorithm's]")
-@click.option("--clip-epsilon", type=float, default=0.2, show_default=True, help="Clip ratios to 1 ± this.")
+@click.option(
+    "--clip-epsilon", type=float, help="Clip ratios to 1 ± this.  [default: 0.5 for reinforce, else 0.2]"
+)
 @click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Longest gradient, L2.")
 @click.option("--max-length", type=int, default=4096, show_default=True, help="Longest sequence, tokens.")
 @click.option("--min-reward", type=float, help="sft: learn only from transitions with at least this reward.")

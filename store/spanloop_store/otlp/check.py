@@ -47,6 +47,12 @@ def check_protobuf(signal: Signal, body: bytes) -> Checked:
             f"the body is no protobuf {message_type(signal).DESCRIPTOR.name}: {error}",
             f"send OTLP {signal.value}; a metrics or JSON body needs its own path or content type",
         ) from error
+    if body and not request.ListFields():
+        # Nearly any short text is valid protobuf made of unknown fields, and nothing of it would be stored.
+        raise InvalidOtlp(
+            f"the body holds no field of {message_type(signal).DESCRIPTOR.name}",
+            f"send OTLP {signal.value}; a metrics or JSON body needs its own path or content type",
+        )
     return _check(signal, request, body)
 
 

@@ -33,6 +33,14 @@ def test_a_clean_request_keeps_its_very_bytes() -> None:
     assert (checked.payload, checked.items, checked.rejected, checked.reason) == (body, 2, 0, "")
 
 
+@pytest.mark.parametrize("body", [b"plain words", b"\xb8\x3e\x01"])
+def test_unknown_fields_alone_are_no_request(body: bytes) -> None:
+    """Both are valid protobuf; taken, they would be acknowledged and nothing of them kept."""
+    with pytest.raises(InvalidOtlp, match="no field of"):
+        check_protobuf(Signal.TRACES, body)
+    assert check_protobuf(Signal.TRACES, b"").items == 0
+
+
 @pytest.mark.parametrize(
     ("ids", "reason"),
     [
