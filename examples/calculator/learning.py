@@ -121,6 +121,8 @@ class Loop:
 
     def _short(self, word: object) -> str:
         text = str(word)
+        if text.startswith("chdb://"):  # a store's URL has no relative form
+            return text
         for path in (Path.cwd(), HERE.parent.parent):
             text = text.replace(f"{path}/", "")
         return text
