@@ -1,6 +1,6 @@
 """Runs the short benchmarks one after the other: `make bench`, or `python -m bench NAME …` for some of them.
 
-The long ones are not in this list: `python bench/demo_seeds.py` takes most of an hour.
+The long ones are not in this list: `python bench/demo_seeds.py` takes half an hour.
 """
 
 from __future__ import annotations

@@ -28,9 +28,11 @@ class LazyGroup(click.Group):
     """Loads `spanloop.commands.<name>` on use: importing torch must not be the price of `spanloop --help`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click calls it with one
+        """Names, in the order of COMMANDS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # as above
+        """Import the command's module; None for a name that is no command."""
         if cmd_name not in COMMANDS:
             return None
         # `import` is a keyword, so its module carries a trailing underscore.
@@ -41,6 +43,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # as above
+        """The list in --help, from COMMANDS: click would import every command for its one line."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 
+DEFAULT_STORE = "chdb:///~/.spanloop"
+
 store_option = click.option(
     "--store",
     envvar="SPANLOOP_STORE",
-    default="chdb:///~/.spanloop",
+    default=DEFAULT_STORE,
     show_default=True,
     metavar="URL",
     help="The store: chdb:///PATH or clickhouse://USER:PASSWORD@HOST:8123/DB.",

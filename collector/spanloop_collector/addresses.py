@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
 import socket
 
 from spanloop_collector.errors import ListenError
+from spanloop_store.access import TOKEN_VARIABLE, is_loopback, shows_token
 
-TOKEN_VARIABLE = "SPANLOOP_TOKEN"  # noqa: S105  # the variable's name, not a token
+__all__ = ["TOKEN_VARIABLE", "cannot_listen", "reserve", "shows_token", "token_for"]
 
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`; any name but localhost counts as reachable from elsewhere."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+_OTLP_SENDERS = "senders: OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer TOKEN'"
 
 
-def token_for(host: str, token: str | None) -> str | None:
-    """The token that senders must show: None on loopback.
+def token_for(host: str, token: str | None, *, how: str = _OTLP_SENDERS) -> str | None:
+    """The token that whoever connects must show: None on loopback, where only this machine's users can connect.
+
+    Args:
+        host: the address to listen on.
+        token: what TOKEN_VARIABLE says.
+        how: for the hint, how clients send it.
 
     Raises:
         ListenError: `host` is reachable from other machines and there is no token.
@@ -32,17 +28,9 @@ def token_for(host: str, token: str | None) -> str | None:
     if not token:
         raise ListenError(
             f"--host {host} is reachable from other machines, and {TOKEN_VARIABLE} is not set",
-            f"set {TOKEN_VARIABLE} (senders: OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer TOKEN'),"
-            " or listen on 127.0.0.1",
+            f"set {TOKEN_VARIABLE} ({how}), or listen on 127.0.0.1",
         )
     return token
-
-
-def shows_token(authorization: str | None, token: str | None) -> bool:
-    """Whether an `Authorization` header carries the token; always where none is needed."""
-    if token is None:
-        return True
-    return hmac.compare_digest((authorization or "").encode(), f"Bearer {token}".encode())
 
 
 def reserve(host: str, port: int, option: str) -> socket.socket:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Callable
+from typing import Any
 
+import lz4.frame
+
+# lz4 and zstd come with clickhouse-connect.
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-_CHUNK_BYTES = 1 << 20
+# All have `decompress(data, max_length)`, `eof` and `unused_data`.
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),
+    "x-gzip": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),
+    "deflate": zlib.decompressobj,
+    "zstd": zstd.ZstdDecompressor,
+    "lz4": lz4.frame.LZ4FrameDecompressor,
+}
 
 
 class TooLarge(ValueError):
@@ -18,7 +30,11 @@ class TooLarge(ValueError):
 
 
 class BadEncoding(ValueError):
-    """The body is not what its Content-Encoding says, or that is none we know."""
+    """The body is not what its Content-Encoding says."""
+
+
+class UnknownEncoding(BadEncoding):
+    """A Content-Encoding that we do not know."""
 
 
 def decode(body: bytes, encoding: str, max_bytes: int) -> bytes:
@@ -26,72 +42,33 @@ def decode(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
     Args:
         body: as it was sent.
-        encoding: the Content-Encoding header; empty or `identity` for none. `gzip`, `deflate` and `zstd` are known.
+        encoding: the Content-Encoding header: gzip, deflate, zstd or lz4; empty or `identity` for none.
         max_bytes: the most it may unpack to.
 
     Raises:
         TooLarge: it is a bomb, or simply too much.
-        BadEncoding: broken or unknown.
+        BadEncoding: it is cut or broken.
+        UnknownEncoding: nothing that we unpack.
     """
-    match encoding.strip().lower():
-        case "" | "identity":
-            data = body
-        case "gzip" | "x-gzip":
-            data = _inflate(body, 16 + zlib.MAX_WBITS, max_bytes)
-        case "deflate":
-            data = _inflate(body, zlib.MAX_WBITS, max_bytes)
-        case "zstd":
-            data = _zstd(body, max_bytes)
-        case other:
-            raise BadEncoding(
-                f"content encoding {other!r} is not supported; send gzip, deflate, zstd or none"
-            )
-    if len(data) > max_bytes:
-        raise TooLarge(f"the body is larger than {max_bytes} bytes")
-    return data
-
-
-def _inflate(body: bytes, window_bits: int, max_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    rest = body
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        if len(body) > max_bytes:
+            raise TooLarge(f"the body is larger than {max_bytes} bytes")
+        return body
+    if name not in _UNPACKERS:
+        raise UnknownEncoding(
+            f"content encoding {name!r} is not supported; send gzip, deflate, zstd, lz4 or none"
+        )
+    result = bytearray()
     try:
-        while rest:  # a gzip body may have several members
-            unpacker = zlib.decompressobj(window_bits)
-            while rest and not unpacker.eof:
-                part = unpacker.decompress(rest, _CHUNK_BYTES)
-                rest = unpacker.unconsumed_tail
-                size += len(part)
-                if size > max_bytes:
-                    raise TooLarge(f"the body unpacks to more than {max_bytes} bytes")
-                parts.append(part)
-            parts.append(unpacker.flush())
+        while body:  # members or frames may follow one another
+            unpacker = _UNPACKERS[name]()
+            result += unpacker.decompress(body, max_bytes + 1 - len(result))
+            if len(result) > max_bytes:
+                raise TooLarge(f"the body unpacks to more than {max_bytes} bytes")
             if not unpacker.eof:
-                raise BadEncoding("the compressed body ends early")
-            rest = unpacker.unused_data
-    except zlib.error as error:
-        raise BadEncoding(f"the body does not unpack: {error}") from error
-    return b"".join(parts)
-
-
-def _zstd(body: bytes, max_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    rest = body
-    try:
-        while rest:
-            unpacker = zstd.ZstdDecompressor()
-            feed = rest
-            while not unpacker.eof:
-                part = unpacker.decompress(feed, max_length=_CHUNK_BYTES)
-                feed = b""
-                size += len(part)
-                if size > max_bytes:
-                    raise TooLarge(f"the body unpacks to more than {max_bytes} bytes")
-                parts.append(part)
-                if not unpacker.eof and unpacker.needs_input:
-                    raise BadEncoding("the compressed body ends early")
-            rest = unpacker.unused_data
-    except zstd.ZstdError as error:
-        raise BadEncoding(f"the body does not unpack: {error}") from error
-    return b"".join(parts)
+                raise BadEncoding(f"the {name} body ends early")
+            body = unpacker.unused_data or b""
+    except (zlib.error, zstd.ZstdError, RuntimeError) as error:  # RuntimeError: lz4's own
+        raise BadEncoding(f"the body is not {name}: {error}") from error
+    return bytes(result)

@@ -95,7 +95,8 @@ def _sink(url: StoreUrl) -> Iterator[Sink]:
         def drain() -> None:
             for signal, segments in logs.items():
                 for segment in segments.sealed():
-                    inserter.insert(segment.path, signal)
+                    # What an earlier run left may be half inserted.
+                    inserter.insert(segment.path, signal, again=not segment.items)
                     segments.remove(segment)
 
         def append(found: Found) -> None:

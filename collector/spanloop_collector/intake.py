@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from spanloop_collector.errors import Busy
 from spanloop_collector.statistics import Statistics
@@ -43,6 +44,8 @@ class Intake:
             signal: [] for signal in logs
         }
         self._committers: dict[Signal, asyncio.Task[None]] = {}
+        # Threads of its own: a handful of /flush calls that wait for an absent store would use up the loop's.
+        self._threads = ThreadPoolExecutor(len(logs), "spanloop-log")
 
     @property
     def backlog_bytes(self) -> int:
@@ -78,17 +81,23 @@ class Intake:
         try:
             while batch := self._waiting[signal]:
                 self._waiting[signal] = []
+                items = sum(checked.items for checked, _ in batch)
+                payloads = [checked.payload for checked, _ in batch]
                 try:
-                    items = sum(checked.items for checked, _ in batch)
-                    payloads = [checked.payload for checked, _ in batch]
-                    await asyncio.to_thread(self._logs[signal].append, payloads, items)
-                except OSError as error:
-                    log.error("the log cannot be written: %s", error)
+                    await asyncio.get_running_loop().run_in_executor(
+                        self._threads, self._logs[signal].append, payloads, items
+                    )
+                except Exception as error:
+                    # Whatever it was, nothing is in the log, and every sender must hear so instead of waiting for ever.
+                    if isinstance(error, OSError):
+                        log.error("the log cannot be written: %s", error)
+                        why = f"the collector's disk refuses: {error.strerror}"
+                    else:
+                        log.exception("the log cannot be written")
+                        why = f"the collector cannot write its log: {error}"
                     for _, done in batch:
                         if not done.done():
-                            done.set_exception(
-                                Busy(f"the collector's disk refuses: {error.strerror}", retry_after_s=10)
-                            )
+                            done.set_exception(Busy(why, retry_after_s=10))
                     continue
                 self.statistics.add("spanloop_items_acknowledged_total", items, signal=signal.value)
                 self.writer.notify()

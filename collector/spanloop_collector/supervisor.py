@@ -63,7 +63,7 @@ async def supervise(options: Options, on_ready: Callable[[Addresses], None]) -> 
     if url.embedded and (holder := lock_holder(url)) is not None:
         raise StoreLocked(
             f"the store {url.redacted()} is already open in process {holder}; it is untouched",
-            f"use the one that runs, stop it (kill {holder}), or name another: --store chdb:///path",
+            "use the one that runs, stop it (Ctrl-C where its `spanloop up` runs), or name another: --store chdb:///path",
         )
     listener = reserve(options.host, options.gateway_port, "--gateway-port")
     gateway_port = listener.getsockname()[1]

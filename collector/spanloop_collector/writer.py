@@ -47,6 +47,7 @@ class Writer:
         self._work = True  # segments of an earlier run may lie there
         self._hurry = False
         self._stopping = False
+        self._tried: set[str] = set()  # segments whose insert was begun, and may have been done in part
         self._thread = threading.Thread(target=self._run, name="spanloop-writer", daemon=True)
         self.last_error = ""  # why the store does not take segments now; empty: it does
 
@@ -138,8 +139,11 @@ class Writer:
     def _insert(
         self, inserter: SegmentInserter, signal: Signal, segments: SegmentLog, segment: Segment
     ) -> None:
+        # One that was found at start-up (nobody counted its items) may be half inserted by the run that died.
+        again = not segment.items or segment.name in self._tried
+        self._tried.add(segment.name)
         try:
-            done = inserter.insert(segment.path, signal)
+            done = inserter.insert(segment.path, signal, again=again)
         except FileNotFoundError as error:
             raise StoreUnavailable(f"segment {segment.path} is gone", "who deleted it?") from error
         if not segment.items:  # acknowledged by an earlier run
@@ -149,5 +153,6 @@ class Writer:
         self._statistics.add("spanloop_items_quarantined_total", done.quarantined_rows, signal=signal.value)
         self._statistics.add("spanloop_segments_total", signal=signal.value)
         segments.remove(segment)
+        self._tried.discard(segment.name)
         with self._condition:
             self._condition.notify_all()

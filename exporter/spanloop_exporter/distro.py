@@ -14,5 +14,5 @@ from spanloop_exporter.defaults import apply_sdk_defaults
 class SpanloopDistro(BaseDistro):  # type: ignore[misc]  # see above
     """Loaded through the `opentelemetry_distro` entry point, first of all hooks."""
 
-    def _configure(self, **kwargs: Any) -> None:  # noqa: ARG002  (the signature that OpenTelemetry calls)
+    def _configure(self, **kwargs: Any) -> None:  # noqa: ARG002  # the signature that OpenTelemetry calls
         apply_sdk_defaults(os.environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 SUFFIX: Final = ".otlp"
 # One insert of about 20,000 spans of 3 KB: one block, large enough that planning it is a tenth of its cost.
 DEFAULT_MAX_BYTES: Final = 64 << 20
+_FRESH_PARENTS: Final = (
+    4  # ~/.spanloop/collector/SERVER/log: what a first start makes above a log, and one more
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class SegmentLog:
         self._sealed: list[Segment] = []
         self._run = f"{time.time_ns():x}-{secrets.token_hex(4)}"
         self._count = 0
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder(folder)
 
     def append(self, payloads: Sequence[bytes], items: int = 0) -> None:
         """Writes requests and syncs them to the disk, all or none; on return they survive a crash.
@@ -158,18 +162,23 @@ class SegmentLog:
     def _open(self) -> None:
         self._count += 1
         self._path = self._folder / f"{self._signal.value}-{self._run}-{self._count:08d}{SUFFIX}"
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        self._size = self._items = 0
-        # The file's name must survive a crash as well as its bytes.
-        folder = os.open(self._folder, os.O_RDONLY)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            # The file's name must survive a crash as well as its bytes.
+            _sync_folder(self._folder)
+        except OSError:
+            # Kept open, the next append would take the name for safe.
+            os.close(descriptor)
+            self._path.unlink(missing_ok=True)
+            raise
+        self._descriptor = descriptor
+        self._size = self._items = 0
 
     def _cut_back(self, descriptor: int) -> None:
         try:
             os.ftruncate(descriptor, self._size)
+            # Or a crash brings back whole requests that their senders were told to send again.
+            os.fdatasync(descriptor)
         except OSError:
             # Then nothing may follow here: seal it, recovery and the inserter stop at the torn request.
             log.exception("%s cannot be cut back; a new segment is begun", self._path.name)
@@ -186,6 +195,23 @@ class SegmentLog:
         self._sealed.append(Segment(self._path, self._signal, self._size, self._items))
         self._descriptor = None
         self._size = self._items = 0
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder whose own name survives a crash, and those above it that were made just before."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for parent in folder.parents[:_FRESH_PARENTS]:
+        # One that we may not read was not made by us.
+        with contextlib.suppress(PermissionError):
+            _sync_folder(parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

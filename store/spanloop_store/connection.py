@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -187,6 +188,12 @@ class Flushed:
     inserted: int
 
 
+def _flush_request(address: str, timeout_s: float) -> urllib.request.Request:
+    return urllib.request.Request(  # noqa: S310  # both callers' addresses are http
+        f"{address.rstrip('/')}/flush?timeout_s={timeout_s:g}", method="POST", data=b""
+    )
+
+
 def flush(url: str | StoreUrl | None = None, timeout_s: float = 60) -> Flushed | None:
     """Waits until everything that the collector acknowledged before this call can be queried.
 
@@ -211,11 +218,17 @@ def flush(url: str | StoreUrl | None = None, timeout_s: float = 60) -> Flushed |
         raise StoreUrlError(
             f"{COLLECTOR_VARIABLE}={address!r} is no address", "write it as http://collector-host:4318"
         )
-    request = urllib.request.Request(  # noqa: S310  # the scheme was checked just above
-        f"{address.rstrip('/')}/flush?timeout_s={timeout_s:g}", method="POST", data=b""
-    )
+    request = _flush_request(address, timeout_s)
     # No proxy: the owner is on this machine, and a collector's address is meant as it is written.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    if owner and owner.gateway:
+        # Its spans leave in batches, and they carry the versions and tokens of calls that are long answered. A gateway that
+        # is away has none to send.
+        with (
+            contextlib.suppress(OSError),
+            opener.open(_flush_request(owner.gateway, timeout_s), timeout=timeout_s),
+        ):
+            pass
     try:
         with opener.open(request, timeout=timeout_s + _CONNECT_TIMEOUT_S) as response:
             answer = json.load(response)

@@ -225,7 +225,7 @@ def open_engine(url: StoreUrl) -> Engine | None:
 
 def _chdb_client(url: StoreUrl) -> type[Any]:
     try:
-        import chdb  # noqa: F401
+        import chdb  # noqa: F401  # only to see that it is there
         from clickhouse_connect.driver._chdbclient import ChdbClient
     except ImportError as error:
         raise StoreUnavailable(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # A stock collector makes these tables without it; a segment's insert is exactly-once only with it.
 _DEDUPLICATED_TABLES = ("otel_traces", "otel_traces_trace_id_ts", "otel_logs", "rewards")
 _DEDUPLICATION_WINDOW = 10_000  # inserts remembered per table
+# Their rows stand in the collector's log, which forgets them once they are inserted: a power cut must not take them then.
+_SYNCED_TABLES = ("otel_traces", "otel_traces_trace_id_ts", "otel_logs")
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
 _SCHEMA_TABLE = """
 CREATE TABLE IF NOT EXISTS spanloop_schema
@@ -128,13 +130,19 @@ def migrate(client: Client, steps: Sequence[Migration] | None = None) -> int:
 
 
 def _remember_inserts(client: Client) -> None:
-    """Turns the deduplication window on where another program made the table."""
-    rows = client.query(
-        "SELECT name FROM system.tables WHERE database = currentDatabase() AND name IN {names:Array(String)}"
-        " AND engine = 'MergeTree' AND position(engine_full, 'non_replicated_deduplication_window') = 0",
-        parameters={"names": list(_DEDUPLICATED_TABLES)},
-    ).result_rows
-    for (name,) in rows:
-        client.command(
-            f"ALTER TABLE {name} MODIFY SETTING non_replicated_deduplication_window = {_DEDUPLICATION_WINDOW}"
-        )
+    """Turns the deduplication window and the syncs on where another program made the table."""
+    for tables, setting, assignment in (
+        (
+            _DEDUPLICATED_TABLES,
+            "non_replicated_deduplication_window",
+            f"non_replicated_deduplication_window = {_DEDUPLICATION_WINDOW}",
+        ),
+        (_SYNCED_TABLES, "fsync_after_insert", "fsync_after_insert = 1, fsync_part_directory = 1"),
+    ):
+        rows = client.query(
+            "SELECT name FROM system.tables WHERE database = currentDatabase() AND name IN {names:Array(String)}"
+            " AND engine = 'MergeTree' AND position(engine_full, {setting:String}) = 0",
+            parameters={"names": list(tables), "setting": setting},
+        ).result_rows
+        for (name,) in rows:
+            client.command(f"ALTER TABLE {name} MODIFY SETTING {assignment}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -311,32 +311,24 @@ def promotions(client: Client, name: str | None = None, alias: str | None = None
 
 def record_dataset(client: Client, dataset: Dataset) -> None:
     """Records a dataset; one that is known already (the same content) is not recorded twice."""
-    known = client.query(
-        "SELECT count() FROM datasets WHERE id = {id:String} AND uri = {uri:String}",
-        parameters={"id": dataset.id, "uri": dataset.uri},
-    ).result_rows[0][0]
-    if not known:
+    if not _is_recorded(client, "datasets", dataset.id, dataset.uri):
         record = {key: getattr(dataset, key) for key in ("id", "uri", "parent", "episodes", "transitions")}
         _insert(client, "datasets", {**record, "manifest": _json(dataset.manifest)})
 
 
 def record_training_run(client: Client, run: TrainingRun) -> None:
-    """Records a training run, failed ones too."""
-    keys = ("id", "started", "finished", "algorithm", "dataset_id", "base", "uri", "status")
-    _insert(
-        client, "training_runs", {**{key: getattr(run, key) for key in keys}, "metrics": _json(run.metrics)}
-    )
+    """Records a training run, failed ones too; one that is known already (id and folder) is not recorded twice."""
+    if not _is_recorded(client, "training_runs", run.id, run.uri):
+        keys = ("id", "started", "finished", "algorithm", "dataset_id", "base", "uri", "status")
+        record = {key: getattr(run, key) for key in keys}
+        _insert(client, "training_runs", {**record, "metrics": _json(run.metrics)})
 
 
-_EVALUATION_NUMBERS = (
-    "tasks",
-    "baseline_mean",
-    "candidate_mean",
-    "gain",
-    "gain_ci95_low",
+_EVALUATION_KEYS = (
+    "id", "dataset_id", "baseline", "candidate", "tasks", "baseline_mean", "candidate_mean", "gain", "gain_ci95_low",
     "gain_ci95_high",
-)
-_EVALUATION_KEYS = ("id", "dataset_id", "baseline", "candidate", *_EVALUATION_NUMBERS)
+)  # fmt: skip
+_EVALUATIONS = f"SELECT {', '.join(_EVALUATION_KEYS)}, details, time FROM evaluations "  # noqa: S608  # names are constants
 
 
 def record_evaluation(client: Client, evaluation: Evaluation) -> None:
@@ -352,9 +344,7 @@ def evaluation(client: Client, evaluation_id: str) -> Evaluation:
         RegistryError: there is none; the message lists the newest ones.
     """
     rows = client.query(
-        "SELECT id, dataset_id, baseline, candidate, tasks, baseline_mean, candidate_mean, gain, gain_ci95_low,"
-        " gain_ci95_high, details, time FROM evaluations WHERE id = {id:String}"
-        " ORDER BY time DESC LIMIT 1",
+        _EVALUATIONS + "WHERE id = {id:String} ORDER BY time DESC LIMIT 1",
         parameters={"id": evaluation_id},
     ).result_rows
     if not rows:
@@ -366,25 +356,32 @@ def evaluation(client: Client, evaluation_id: str) -> Evaluation:
             f"there is no evaluation {evaluation_id!r}; newest: {', '.join(newest) or 'none yet'}",
             "spanloop evaluate --dataset DIR --baseline NAME@V --candidate NAME@V",
         )
-    values = rows[0]
-    record = dict(zip(_EVALUATION_KEYS, values, strict=False))
-    return Evaluation(**record, details=_object(values[-2]), time=_utc(values[-1]))
+    return _evaluation(rows[0])
 
 
 def evaluations(client: Client, limit: int = 100) -> list[Evaluation]:
     """The newest evaluations, newest first."""
     rows = client.query(
-        "SELECT id, dataset_id, baseline, candidate, tasks, baseline_mean, candidate_mean, gain, gain_ci95_low,"
-        " gain_ci95_high, details, time FROM evaluations"
-        " ORDER BY time DESC, id LIMIT {n:UInt32}",
+        _EVALUATIONS + "ORDER BY time DESC, id LIMIT {n:UInt32}",
         parameters={"n": limit},
     ).result_rows
-    return [
-        Evaluation(
-            **dict(zip(_EVALUATION_KEYS, row, strict=False)), details=_object(row[-2]), time=_utc(row[-1])
-        )
-        for row in rows
-    ]
+    return [_evaluation(row) for row in rows]
+
+
+def _evaluation(row: Sequence[Any]) -> Evaluation:
+    *values, details, time = row
+    return Evaluation(
+        **dict(zip(_EVALUATION_KEYS, values, strict=True)), details=_object(details), time=_utc(time)
+    )
+
+
+def _is_recorded(client: Client, table: str, record_id: str, uri: str) -> bool:
+    return bool(
+        client.query(
+            "SELECT count() FROM {table:Identifier} WHERE id = {id:String} AND uri = {uri:String}",
+            parameters={"table": table, "id": record_id, "uri": uri},
+        ).result_rows[0][0]
+    )
 
 
 def _insert(client: Client, table: str, record: Mapping[str, Any]) -> None:

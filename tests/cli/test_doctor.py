@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.collector.otlp_receiver import Receiver, otlp_receiver
+from tests.helpers.otlp_receiver import Receiver, otlp_receiver
 
 from spanloop.commands.doctor import versions_match
 

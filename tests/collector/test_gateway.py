@@ -14,8 +14,8 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from tests.collector.openai_stub import END_OF_TURN, PROMPT_IDS, Stub, openai_stub, serve_app
-from tests.collector.otlp_receiver import ReceivedSpan, Receiver, otlp_receiver
+from tests.helpers.openai_stub import END_OF_TURN, PROMPT_IDS, Stub, openai_stub, serve_app
+from tests.helpers.otlp_receiver import ReceivedSpan, Receiver, otlp_receiver
 from yarl import URL
 
 from spanloop_collector.gateway.app import Gateway, Settings
@@ -398,3 +398,26 @@ def test_spans_wait_for_a_collector_that_is_away(house: House) -> None:
     house.receiver.away = False
     (span,) = house.spans()
     assert span.attributes["gen_ai.response.id"] == "chatcmpl-1"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_version_that_did_not_answer_is_not_stamped(house: House, stream: bool) -> None:
+    """A server that takes any model's name answers as its own: nothing of that may be learnt as the version's."""
+    house.registry.point(2)
+    house.stub.answers_as = "some-other-model"
+    answer = house.client().chat.completions.create(
+        model="calculator@candidate", messages=MESSAGES, stream=stream
+    )
+    if stream:
+        list(answer)
+    (span,) = house.spans()
+    assert "spanloop.model.version" not in span.attributes
+    assert span.attributes["gen_ai.response.model"] == "some-other-model"
+
+
+def test_flush_sends_the_spans_of_answered_calls(house: House) -> None:
+    for _ in range(3):
+        house.client().chat.completions.create(model="m", messages=MESSAGES)
+    status, body = send("POST", house.url + "/flush")
+    assert (status, json.loads(body)) == (200, {"sent": True})
+    assert len(house.receiver.spans) == 3

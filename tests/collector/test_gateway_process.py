@@ -16,11 +16,10 @@ from typing import Any
 
 import openai
 import pytest
-from tests.collector.openai_stub import openai_stub
-from tests.collector.otlp_receiver import otlp_receiver
+from tests.helpers.openai_stub import openai_stub
+from tests.helpers.otlp_receiver import otlp_receiver
 
 import spanloop_store
-from spanloop_collector.gateway.__main__ import is_loopback
 from spanloop_collector.gateway.errors import GatewayConfigError
 from spanloop_collector.gateway.upstreams import Upstreams
 from spanloop_collector.gateway.versions import Snapshot, StoreReader
@@ -143,18 +142,3 @@ def test_upstreams_are_found_by_name_and_else_by_default() -> None:
     assert found.names == ["calculator", "other"]
     with pytest.raises(GatewayConfigError, match="holds no '@'"):
         Upstreams.parse(["calculator@2=http://a/v1"])
-
-
-@pytest.mark.parametrize(
-    ("host", "local"),
-    [
-        ("127.0.0.1", True),
-        ("localhost", True),
-        ("::1", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("box", False),
-    ],
-)
-def test_only_this_machine_counts_as_loopback(host: str, local: bool) -> None:
-    assert is_loopback(host) is local

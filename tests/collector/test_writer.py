@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clickhouse_connect.driver.client import Client
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from tests.collector.capture_process import trace_request
 
 from spanloop_collector.capture import Folders, open_logs
@@ -15,9 +17,9 @@ from spanloop_collector.statistics import Statistics
 from spanloop_collector.writer import Writer
 from spanloop_exporter.segments import SegmentLog
 from spanloop_store import Engine
-from spanloop_store.errors import StoreLocked, StoreUnavailable
+from spanloop_store.errors import SegmentRefused, StoreLocked, StoreUnavailable
 from spanloop_store.otlp.frames import frame
-from spanloop_store.otlp.insert import SegmentInserter
+from spanloop_store.otlp.insert import SegmentInserter, _Embedded
 from spanloop_store.otlp.signals import Signal
 
 
@@ -86,6 +88,79 @@ def test_a_crash_half_way_through_is_completed(client: Client, folders: Folders)
     assert names(client) == ["easy"]
     whole.insert(segment.path, Signal.TRACES)
     assert names(client) == ["deep", "easy"]
+
+
+@pytest.mark.parametrize("make", [lambda: trace_request("a", "b").SerializeToString(), lambda: deep("c")])
+def test_rows_whose_token_alone_survived_a_crash_are_inserted_again(
+    make: Callable[[], bytes], client: Client, folders: Folders
+) -> None:
+    """MergeTree notes a token before the part gets its name: killed in between, it has the token and no rows."""
+    log = SegmentLog(folders.log, Signal.TRACES)
+    log.append([make()], items=1)
+    log.seal()
+    (segment,) = log.sealed()
+    done = inserter(client, folders).insert(segment.path, Signal.TRACES)
+    before = names(client)
+    for table in ("otel_traces", "otel_traces_trace_id_ts"):
+        client.command(f"ALTER TABLE {table} DELETE WHERE 1 SETTINGS mutations_sync = 1")
+    assert names(client) == []
+    inserter(client, folders).insert(segment.path, Signal.TRACES)
+    assert names(client) == [], "the token must be known, or this shows nothing"
+    for _ in range(2):
+        assert inserter(client, folders).insert(segment.path, Signal.TRACES, again=True) == done
+        assert names(client) == before
+        assert client.query("SELECT uniq(TraceId) FROM otel_traces_trace_id_ts").result_rows == [(1,)]
+    # The view's rows alone can be lost as well.
+    client.command("ALTER TABLE otel_traces_trace_id_ts DELETE WHERE 1 SETTINGS mutations_sync = 1")
+    for _ in range(2):
+        inserter(client, folders).insert(segment.path, Signal.TRACES, again=True)
+        assert names(client) == before
+        assert client.query("SELECT count() FROM otel_traces_trace_id_ts").result_rows == [(1,)]
+
+
+def test_a_log_segment_whose_token_alone_survived(client: Client, folders: Folders) -> None:
+    request = ExportLogsServiceRequest()
+    scope = request.resource_logs.add().scope_logs.add()
+    for number in range(3):  # one text, one time: only an attribute tells them apart
+        record = scope.log_records.add(time_unix_nano=1_700_000_000 * 10**9)
+        record.body.string_value = "same"
+        record.attributes.add(key="number").value.int_value = number
+    log = SegmentLog(folders.log, Signal.LOGS)
+    log.append([request.SerializeToString()], items=3)
+    log.seal()
+    (segment,) = log.sealed()
+    inserter(client, folders).insert(segment.path, Signal.LOGS)
+    client.command(
+        "ALTER TABLE otel_logs DELETE WHERE LogAttributes['number'] = '1' SETTINGS mutations_sync = 1"
+    )
+    for _ in range(2):
+        inserter(client, folders).insert(segment.path, Signal.LOGS, again=True)
+        found = client.query("SELECT LogAttributes['number'] AS number FROM otel_logs ORDER BY number")
+        assert found.result_rows == [("0",), ("1",), ("2",)]
+
+
+def test_a_refusal_half_way_does_not_repeat_what_was_taken(
+    client: Client, folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's half is in when the fallback's rows are refused: only those may be tried another way."""
+    transport = "spanloop_store.otlp.insert._Embedded.insert"
+    real = _Embedded.insert
+
+    def refuse(self: _Embedded, signal: Signal, fmt: str, token: str, *rest: Any) -> None:
+        if fmt == "JSONCompactEachRow" and "." not in token.removeprefix(segment.name).removesuffix(
+            ".fallback"
+        ):
+            raise SegmentRefused("Code: 27")
+        real(self, signal, fmt, token, *rest)
+
+    log = SegmentLog(folders.log, Signal.TRACES)
+    log.append([trace_request("easy").SerializeToString(), deep("one"), deep("two")], items=3)
+    log.seal()
+    (segment,) = log.sealed()
+    monkeypatch.setattr(transport, refuse)
+    done = inserter(client, folders).insert(segment.path, Signal.TRACES)
+    assert (done.engine_rows, done.fallback_rows, done.quarantined_rows) == (1, 2, 0)
+    assert names(client) == ["easy", "one", "two"]
 
 
 def test_days_of_history_in_one_segment(client: Client, folders: Folders) -> None:

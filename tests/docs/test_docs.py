@@ -202,6 +202,30 @@ def test_training_settings_have_options() -> None:
         assert "--" + field.name.replace("_", "-") in known, field.name
 
 
+def test_defaults_of_the_algorithms_are_described() -> None:
+    from spanloop_trainer.settings import POLICY_GRADIENT, Settings
+
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    table = text.partition("## Defaults")[2].partition("## ")[0]
+    described: dict[tuple[str, bool], list[str]] = {}
+    for line in re.findall(r"^\|.*\|$", table, re.MULTILINE):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for name in re.findall(r"`(\w+)`", cells[0]):
+            described[name, "fresh" in cells[0]] = cells[1:6]
+    for name, fresh in (("sft", False), ("sft", True), *((name, False) for name in POLICY_GRADIENT)):
+        found = Settings().resolved(name, fresh_weights=fresh)
+        numbers: list[float] = [found.learning_rate, found.epochs, found.batch_size]
+        if name in POLICY_GRADIENT:
+            numbers += [found.kl_beta, found.clip_epsilon]
+        assert [float(cell) for cell in described[name, fresh] if cell != "–"] == numbers, name
+
+
+def test_index_links_every_page() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert page.name == "index.md" or f"({page.relative_to(ROOT / 'docs')})" in text, page.name
+
+
 def test_changelog_lines_are_short() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     for line in re.findall(r"^- (.+(?:\n  .+)*)", text, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""The example's modules, importable as its own programs import them, by their folder; and this folder's stub."""
+"""The example's modules, importable as its own programs import them, by their folder."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import sys
 from pathlib import Path
 
 CALCULATOR = Path(__file__).parents[2] / "examples" / "calculator"
-sys.path[:0] = [str(CALCULATOR), str(Path(__file__).parent)]
+sys.path.insert(0, str(CALCULATOR))

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import plain_openai_server as stub
 import pytest
+from aiohttp import web
+from tests.helpers.openai_stub import openai_stub, tool_call
 
 HERE = Path(__file__).parent
 CALCULATOR = HERE.parents[1] / "examples" / "calculator"
@@ -50,7 +51,7 @@ def respond(body: dict[str, Any]) -> dict[str, Any]:
     messages = body["messages"]
     prompt = messages[0]["content"]
     if prompt == TASKS["server-error"]:
-        raise stub.Refused(400)  # not retried by clients, as a 500 would be
+        raise web.HTTPBadRequest  # not retried by clients, as a 500 would be
     if prompt == TASKS["words-only"]:
         return {"role": "assistant", "content": "twenty-five"}
     if messages[-1]["role"] == "tool" and prompt != TASKS["endless"]:
@@ -60,8 +61,8 @@ def respond(body: dict[str, Any]) -> dict[str, Any]:
         next(k for k, v in TASKS.items() if v == prompt), "add"
     )
     if prompt == TASKS["bad-arguments"]:
-        return stub.tool_call(name, '{"a": "six"}')
-    return stub.tool_call(name, json.dumps({"a": int(first), "b": int(second)}))
+        return tool_call(name, '{"a": "six"}')
+    return tool_call(name, json.dumps({"a": int(first), "b": int(second)}))
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -72,16 +73,16 @@ def test_agent_runs_without_spanloop_and_survives_what_a_model_may_do(agent: str
     tasks.write_text(
         "".join(json.dumps({"id": key, "prompt": prompt}) + "\n" for key, prompt in TASKS.items())
     )
-    with stub.serving(respond) as (url, requests):
+    with openai_stub(owned_by="openai", respond=respond) as stub:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path),
             "PYTHONPATH": str(tmp_path / "site"),
-            "OPENAI_BASE_URL": url,
+            "OPENAI_BASE_URL": stub.url,
             "OPENAI_API_KEY": "none",
             "OPENAI_MODEL": "some-model",
         }
-        command = [
+        command: list[str | Path] = [
             sys.executable,
             CALCULATOR / agent,
             "--tasks",
@@ -104,11 +105,11 @@ def test_agent_runs_without_spanloop_and_survives_what_a_model_may_do(agent: str
     assert "error" in found["server-error"]
     assert found["unknown-tool"]["answer"] != "9"
     assert found["bad-arguments"]["answer"] != "13"
-    calls_of_endless = [r for r in requests if r["messages"][0]["content"] == TASKS["endless"]]
+    calls_of_endless = [r for r in stub.requests if r["messages"][0]["content"] == TASKS["endless"]]
     assert len(calls_of_endless) == 3, "three turns at most"
-    assert {request["model"] for request in requests} == {"some-model"}
-    assert {tool["function"]["name"] for tool in requests[0]["tools"]} == {"add", "sub", "max", "min"}
-    assert all(request["temperature"] == 1.0 for request in requests)
+    assert {request["model"] for request in stub.requests} == {"some-model"}
+    assert {tool["function"]["name"] for tool in stub.requests[0]["tools"]} == {"add", "sub", "max", "min"}
+    assert all(request["temperature"] == 1.0 for request in stub.requests)
 
 
 @pytest.mark.parametrize("agent", AGENTS)

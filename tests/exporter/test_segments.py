@@ -125,6 +125,53 @@ def test_a_full_disk_leaves_no_half_request(tmp_path: Path, monkeypatch: pytest.
     assert payloads(log.sealed()[0].path) == [b"kept", b"after"]
 
 
+def test_a_name_that_is_not_on_the_disk_is_not_taken_for_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SegmentLog(tmp_path, Signal.TRACES)
+    synced: list[bool] = []
+
+    def broken(descriptor: int) -> None:
+        synced.append(False)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output"):
+            log.append([b"lost"])
+    assert len(synced) == 2, "the second append must try the folder again"
+    monkeypatch.undo()
+    log.append([b"kept"])
+    log.seal()
+    assert [payloads(path) for path in tmp_path.iterdir()] == [[b"kept"]]
+
+
+def test_what_is_cut_back_stays_cut_back_after_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its senders were told to send it again: the cut must be on the disk too."""
+    log = SegmentLog(tmp_path, Signal.TRACES)
+    log.append([b"kept"])
+    calls: list[str] = []
+    sync, truncate = os.fdatasync, os.ftruncate
+
+    def first_fails(descriptor: int) -> None:
+        calls.append("sync")
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    def cut(descriptor: int, size: int) -> None:
+        calls.append("cut")
+        truncate(descriptor, size)
+
+    monkeypatch.setattr(os, "fdatasync", first_fails)
+    monkeypatch.setattr(os, "ftruncate", cut)
+    with pytest.raises(OSError, match="Input/output"):
+        log.append([b"refused"])
+    assert calls == ["sync", "cut", "sync"]
+
+
 def test_importing_it_loads_no_engine() -> None:
     code = "import sys, spanloop_exporter.segments as s; print([m for m in ('chdb','torch','clickhouse_connect','aiohttp','grpc','google.protobuf') if m in sys.modules])"
     assert (

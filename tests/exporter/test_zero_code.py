@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.collector.openai_stub import Stub, openai_stub
-from tests.collector.otlp_receiver import ReceivedSpan, Receiver, otlp_receiver
+from tests.helpers.openai_stub import Stub, openai_stub
+from tests.helpers.otlp_receiver import ReceivedSpan, Receiver, otlp_receiver
 
 AGENTS = Path(__file__).parent / "agents"
 LAUNCHER = Path(sys.executable).parent / "opentelemetry-instrument"

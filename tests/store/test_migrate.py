@@ -80,6 +80,13 @@ def test_deduplication_window(client: Any) -> None:
         assert "non_replicated_deduplication_window" in client.command(f"SHOW CREATE TABLE {table}")
 
 
+def test_rows_that_the_log_forgets_are_synced(client: Any) -> None:
+    for table in ("otel_traces", "otel_logs", "otel_traces_trace_id_ts"):
+        assert "fsync_after_insert = 1, fsync_part_directory = 1" in client.command(
+            f"SHOW CREATE TABLE {table}"
+        )
+
+
 def test_the_lookup_view_fills_the_lookup_table(client: Any) -> None:
     client.command(
         "INSERT INTO otel_traces (Timestamp, TraceId, ServiceName) VALUES (100, 't', 's'), (200, 't', 's')"
@@ -111,14 +118,16 @@ def test_a_failing_migration_is_not_recorded(client: Any) -> None:
 def test_a_stock_collectors_tables_are_kept(client: Any) -> None:
     create = client.command("SHOW CREATE TABLE otel_logs").replace("\\n", "\n").replace("\\'", "'")
     client.command("DROP TABLE otel_logs")
-    stock = re.sub(r", non_replicated_deduplication_window = \d+", "", create)
+    stock = re.sub(r", (non_replicated_deduplication_window|fsync_\w+) = \d+", "", create)
     assert stock != create
     client.command(stock)
     client.command("INSERT INTO otel_logs (Body) VALUES ('kept')")
     client.command("TRUNCATE TABLE spanloop_schema")
     migrate(client)
     assert client.command("SELECT Body FROM otel_logs") == "kept"
-    assert "non_replicated_deduplication_window" in client.command("SHOW CREATE TABLE otel_logs")
+    for setting in ("non_replicated_deduplication_window", "fsync_after_insert", "fsync_part_directory"):
+        assert setting not in stock
+        assert setting in client.command("SHOW CREATE TABLE otel_logs")
 
 
 def test_numbers_have_no_gaps() -> None:

@@ -89,9 +89,10 @@ def test_records_round_trip(client: Any) -> None:
     registry.record_dataset(client, dataset)
     assert client.command("SELECT count() FROM datasets") == 1
     now = datetime.now(UTC)
-    registry.record_training_run(
-        client, registry.TrainingRun("r", now, now, "sft", "sha", "b", "/o", "ok", {"loss": 1})
-    )
+    run = registry.TrainingRun("r", now, now, "sft", "sha", "b", "/o", "ok", {"loss": 1})
+    registry.record_training_run(client, run)
+    registry.record_training_run(client, run)
+    assert client.command("SELECT count() FROM training_runs") == 1
     assert client.command("SELECT status FROM training_runs") == "ok"
     made = registry.Evaluation("e1", "sha", "a@1", "a@2", 400, 0.1, 0.5, 0.4, 0.3, 0.5, {"agents": {"x": 1}})
     registry.record_evaluation(client, made)

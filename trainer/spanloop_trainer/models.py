@@ -24,6 +24,9 @@ from spanloop_trainer.errors import ModelError
 from spanloop_trainer.rendering import ChatTemplate
 from spanloop_trainer.tokenizer import train_tokenizer
 
+# "Loading weights" and "Writing model shards", for every model however small: not among our own progress lines.
+disable_progress_bar()
+
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 # A weight file above this is told apart by its size alone: hashing 100 GB would take minutes.
@@ -243,7 +246,6 @@ def _unreadable(source: ModelSource, error: Exception) -> ModelError:
 def save(loaded: LoadedModel, out: Path) -> None:
     """Write weights and tokenizer as a Hugging Face model folder that AutoModel and AutoTokenizer read back."""
     out.mkdir(parents=True, exist_ok=True)
-    disable_progress_bar()  # "Writing model shards", for every model however small
     loaded.model.save_pretrained(out)
     loaded.tokenizer.save_pretrained(out)
 

@@ -103,9 +103,7 @@ def promote(
     decision = Decision(version.id, alias, action != "reject", reason, evaluation_id or "", previous)
     if not decision.promoted:
         stays = f"{alias} stays at {previous}" if previous else f"{alias} stays unset"
-        raise PromotionRejected(
-            f"{version.id} was not promoted: {reason}",
-            f"{stays}; compare it first: spanloop evaluate --dataset DIR --baseline "
-            f"{previous or f'{version.name}@V'} --candidate {version.id}",
-        )
+        compare = f"spanloop evaluate --dataset DIR --baseline {previous or f'{version.name}@V'} --candidate {version.id}"
+        step = "train a better one, or compare it on more tasks" if evaluation else "compare it first"
+        raise PromotionRejected(f"{version.id} was not promoted: {reason}", f"{stays}; {step}: {compare}")
     return decision

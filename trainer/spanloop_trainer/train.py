@@ -306,24 +306,19 @@ def _record(result: TrainingResult, client: Any, register: str | None, started: 
     from spanloop_store import registry
 
     uri = str(result.out.resolve())
-    # Asked of the store rather than told by `resumed`: a run may have died between its record and this line.
-    known_runs = client.query(
-        "SELECT count() FROM training_runs WHERE id = {id:String} AND uri = {uri:String}",
-        parameters={"id": result.id, "uri": uri},
-    ).result_rows[0][0]
-    if not known_runs:
-        run = registry.TrainingRun(
-            id=result.id,
-            started=started,
-            finished=datetime.now(UTC),
-            algorithm=result.algorithm,
-            dataset_id=result.dataset_id,
-            base=result.base,
-            uri=uri,
-            status="ok",
-            metrics=dict(result.metrics),
-        )
-        registry.record_training_run(client, run)
+    # Whether it is recorded is asked of the store, not told by `resumed`: a run may have died just before this line.
+    run = registry.TrainingRun(
+        id=result.id,
+        started=started,
+        finished=datetime.now(UTC),
+        algorithm=result.algorithm,
+        dataset_id=result.dataset_id,
+        base=result.base,
+        uri=uri,
+        status="ok",
+        metrics=dict(result.metrics),
+    )
+    registry.record_training_run(client, run)
     if not register:
         return result
     for known in registry.versions(client, register):

@@ -23,6 +23,7 @@ class Moment(click.ParamType[datetime]):
     name = "TIME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The moment in UTC, or click's usage error."""
         if isinstance(value, datetime):
             return value
         if value[:-1].isdigit() and value[-1] in _UNITS:

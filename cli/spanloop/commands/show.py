@@ -111,9 +111,8 @@ def _print_episode(steps: list[dict[str, Any]], dataset_id: str) -> None:
     click.secho("── reward", dim=True)
     parts = steps[-1]["reward_parts"]
     for part in parts:
-        click.echo(
-            f"  {part['name']} = {part['value']:g}   {part['source']} {part['evaluator']}@{part['version']}"
-        )
+        version = f"@{part['version']}" if part["version"] else ""
+        click.echo(f"  {part['name']} = {part['value']:g}   {part['source']} {part['evaluator']}{version}")
     last = next((step for step in reversed(steps) if step["reward"] is not None), None)
     if last is None:
         click.echo("  unscored")

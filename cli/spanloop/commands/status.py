@@ -75,8 +75,9 @@ def _print(status: dict[str, Any]) -> None:
     window = f", {traces['first']} to {traces['last']} UTC" if traces["spans"] else ""
     click.echo(f"spans      {traces['spans']:,} in {traces['traces']:,} traces{window}")
     for segment in status["segments"]:
+        items = "spans" if segment["signal"] == "traces" else "log records"
         click.echo(
-            f"decoded    {segment['rows']:,} {segment['signal']} rows by {segment['decoder']} ({segment['segments']:,} segments)"
+            f"decoded    {segment['rows']:,} {items} by {segment['decoder']} ({segment['segments']:,} segments)"
         )
     aliases: dict[str, list[str]] = {}
     for alias in status["aliases"]:

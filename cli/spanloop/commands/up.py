@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spanloop.options import example, json_option, store_option
+from spanloop.options import DEFAULT_STORE, example, json_option, store_option
 
 if TYPE_CHECKING:
     from spanloop_collector.capture import Addresses
@@ -84,6 +84,8 @@ def _welcome(addresses: Addresses, has_upstream: bool) -> str:
         fg="yellow",
         bold=True,
     )
+    # A command that is pasted into another shell has to find this store again.
+    named = "" if addresses.store == _default_store() else f" --store {addresses.store}"
     lines = [
         f"Spanloop is up on {addresses.store}",
         f"  OTLP/HTTP   {addresses.otlp_http}",
@@ -100,9 +102,16 @@ def _welcome(addresses: Addresses, has_upstream: bool) -> str:
         "  export OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
         "  export OTEL_METRICS_EXPORTER=none",
         "  export OTEL_SERVICE_NAME=my-agent",
-        f"  export OPENAI_BASE_URL={addresses.gateway}/v1",
+        f"  export OPENAI_BASE_URL={addresses.gateway}/v1"
+        + ("" if has_upstream else "   # not without --upstream"),
         "",
         "and run it:  opentelemetry-instrument python agent.py",
-        "then:        spanloop build --out dataset",
+        f"then:        spanloop build --out dataset{named}",
     ]
     return "\n".join(lines)
+
+
+def _default_store() -> str:
+    from spanloop_store import StoreUrl
+
+    return StoreUrl.parse(DEFAULT_STORE).redacted()

@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from spanloop_collector.endpoint import execute
-from spanloop_collector.endpoint.credentials import Credentials, User
-from spanloop_collector.endpoint.encoding import (
+from spanloop_collector.endpoint.compression import (
     MAX_BODY_BYTES,
     choose_encoding,
     compress,
     decompress_body,
     decompress_frames,
 )
+from spanloop_collector.endpoint.credentials import Credentials, User
 from spanloop_collector.endpoint.errors import BAD_ARGUMENTS, UNKNOWN_EXCEPTION, EndpointError
 from spanloop_collector.endpoint.guard import Statement, read_statement
 from spanloop_collector.endpoint.request import Query, read_query

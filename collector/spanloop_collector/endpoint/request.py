@@ -45,14 +45,12 @@ class Query:
 
     Args:
         text: the `query` parameter and the body, one after the other, bytes read as latin-1.
-        data_start: where the body begins in it.
         parameters: server-side bindings, `param_` taken off.
         settings: the query's settings.
         transport: the parameters that the transport itself reads.
     """
 
     text: str
-    data_start: int
     parameters: dict[str, str] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     transport: dict[str, str] = field(default_factory=dict)
@@ -80,7 +78,7 @@ def read_query(pairs: Iterable[tuple[str, str]], body: bytes) -> Query:
     Raises:
         EndpointError: a setting that is closed, or a `role`.
     """
-    query = Query("", 0)
+    query = Query("")
     pieces: list[bytes] = []
     for name, value in pairs:
         if name == "query":
@@ -95,5 +93,4 @@ def read_query(pairs: Iterable[tuple[str, str]], body: bytes) -> Query:
     sql = b"\n".join(pieces)
     joined = sql + b"\n" + body if sql.strip() and body else sql or body
     query.text = joined.decode("latin-1")
-    query.data_start = len(joined) - len(body)
     return query

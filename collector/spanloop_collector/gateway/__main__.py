@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import signal
@@ -12,8 +11,8 @@ import sys
 import click
 from aiohttp import web
 
+from spanloop_collector.addresses import TOKEN_VARIABLE, cannot_listen, token_for
 from spanloop_collector.gateway.app import Gateway, Settings
-from spanloop_collector.gateway.errors import GatewayConfigError
 from spanloop_collector.gateway.spans import CallTracer
 from spanloop_collector.gateway.upstreams import Upstreams
 from spanloop_collector.gateway.versions import StoreReader, Versions
@@ -37,7 +36,7 @@ def command(host: str, port: int, store: str | None, otlp: str, upstreams: tuple
     """Serve the OpenAI protocol in front of model servers."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        token = token_for(host, os.environ.get("SPANLOOP_TOKEN"))
+        token = token_for(host, os.environ.get(TOKEN_VARIABLE), how="clients send it as OPENAI_API_KEY")
         settings = Settings(Upstreams.parse(upstreams), token)
         asyncio.run(serve(host, port, store, otlp, settings))
     except SpanloopError as error:
@@ -45,42 +44,16 @@ def command(host: str, port: int, store: str | None, otlp: str, upstreams: tuple
         sys.exit(1)
 
 
-def token_for(host: str, token: str | None) -> str | None:
-    """The token that clients must show: none on loopback, where only this machine's users can connect.
-
-    Raises:
-        GatewayConfigError: `host` is reachable from other machines and there is no token.
-    """
-    if is_loopback(host):
-        return None
-    if not token:
-        raise GatewayConfigError(
-            f"--host {host} is reachable from other machines, and SPANLOOP_TOKEN is not set",
-            "set SPANLOOP_TOKEN (clients then send it as OPENAI_API_KEY), or listen on 127.0.0.1",
-        )
-    return token
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` means this machine alone; any name but localhost counts as reachable."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 async def serve(host: str, port: int, store: str | None, otlp: str, settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then finish what is in flight and send the last spans.
 
     Raises:
-        GatewayConfigError: the port is taken.
+        ListenError: the port is taken.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    tracer = CallTracer.to_collector(otlp, os.environ.get("SPANLOOP_TOKEN"))
+    tracer = CallTracer.to_collector(otlp, os.environ.get(TOKEN_VARIABLE))
     gateway = Gateway(settings, Versions(StoreReader(store)), tracer)
     # handler_cancellation: a client that goes away cancels its handler, and with it the back end's work.
     runner = web.AppRunner(
@@ -91,10 +64,7 @@ async def serve(host: str, port: int, store: str | None, otlp: str, settings: Se
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise GatewayConfigError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}",
-                "stop the program that holds the port, or take another one with --gateway-port",
-            ) from error
+            raise cannot_listen(host, port, "--gateway-port", error) from error
         bound = runner.addresses[0][1]
         _log.info("gateway listens on http://%s:%d/v1", host, bound)
         await stop.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -54,6 +55,7 @@ class Gateway:
         """The routes, ready for `aiohttp.web.AppRunner(app, handler_cancellation=True)`."""
         app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[self._answer_errors])
         app.router.add_get("/healthz", self._health)
+        app.router.add_post("/flush", self._flush)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._completions)
         app.router.add_route("*", "/v1/{path:.*}", self._other)
@@ -122,6 +124,11 @@ class Gateway:
             {"id": name, "object": "model", "created": 0, "owned_by": OWNER} for name in dict.fromkeys(names)
         ]
         return web.json_response({"object": "list", "data": data})
+
+    async def _flush(self, _request: web.Request) -> web.Response:
+        """Spans of answered calls are on their way to the collector when this answers."""
+        sent = await asyncio.get_running_loop().run_in_executor(None, self._tracer.flush)
+        return web.json_response({"sent": sent}, status=200 if sent else 504)
 
     async def _health(self, _request: web.Request) -> web.Response:
         upstreams = [

@@ -33,7 +33,7 @@ _OF_ONE_CONNECTION = frozenset(
         "server",
     }
 )
-TOKEN_HEADER = "x-spanloop-token"  # noqa: S105  (a header's name)
+TOKEN_HEADER = "x-spanloop-token"  # noqa: S105  # a header's name
 
 
 def forwarded(

@@ -92,6 +92,9 @@ def absorb(call: Call, answer: dict[str, Any], additions: Additions) -> None:
         call.response_id = answer["id"]
     if call.response_model is None and isinstance(answer.get("model"), str) and answer["model"]:
         call.response_model = answer["model"]
+        if call.version is not None and call.response_model != call.version:
+            # A server that takes any name answered as another model: what it said must not be learnt as that version's.
+            call.version = None
     if isinstance(answer.get("prompt_token_ids"), list) and call.prompt_token_ids is None:
         call.prompt_token_ids = answer["prompt_token_ids"]
     if additions.token_ids:

@@ -33,6 +33,7 @@ BATCH_DELAY_MS = 500
 # How long one batch is offered again before it is given up, in seconds. The SDK's exporter alone gives up after 8 s,
 # less than a collector's restart; token ids that are lost here cannot be had again.
 PATIENCE_S = 120.0
+FLUSH_TIMEOUT_MS = 30_000
 RETRY_PAUSE_S = 1.0
 
 _traceparent = TraceContextTextMapPropagator()
@@ -66,7 +67,7 @@ class PatientExporter(SpanExporter):
         """Close the connection to the collector."""
         self._inner.shutdown()
 
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002  (the SDK's signature)
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002  # the SDK's signature
         """Nothing is held here between two calls of `export`."""
         return True
 
@@ -132,6 +133,10 @@ class CallTracer:
         if call.error is not None:
             span.set_status(Status(StatusCode.ERROR, call.error))
         span.end(call.end_ns or None)
+
+    def flush(self) -> bool:
+        """Send what is queued now; False: not all of it went out in time."""
+        return self._provider.force_flush(FLUSH_TIMEOUT_MS)
 
     def shutdown(self) -> None:
         """Send what is queued (a collector that is away is tried once more for each batch), then close."""

@@ -1,9 +1,9 @@
 -- The tables of the upstream collector's clickhouseexporter, so that a stock otelcol, Grafana's bundled dashboards and
 -- our own readers meet on the same rows: names, columns, types, order, codecs and indexes as it renders them without ttl
 -- (opentelemetry-collector-contrib, exporter/clickhouseexporter, release v0.141.0, `internal/sqltemplates/*.sql`: the one
--- that brought EventName to the logs, #43164). v0.151.0 changed its default schema (text indexes, no TimestampTime); the
--- queries that Grafana's ClickHouse plugin ships read the layout here, so it stays until they move.
--- Ours are only engine settings: the deduplication window, which makes a repeated segment insert a no-op.
+-- that brought EventName to the logs, #43164). v0.151.0 changed the default schema of the logs.
+-- Ours are only engine settings: the deduplication window, which makes a repeated segment insert a no-op, and syncs of a
+-- new part, since its segment is deleted from the synced log once the insert has returned (a few milliseconds each).
 
 CREATE TABLE IF NOT EXISTS otel_traces
 (
@@ -43,7 +43,8 @@ CREATE TABLE IF NOT EXISTS otel_traces
 ENGINE = MergeTree
 PARTITION BY toDate(Timestamp)
 ORDER BY (ServiceName, SpanName, toDateTime(Timestamp))
-SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000,
+    fsync_after_insert = 1, fsync_part_directory = 1;
 
 CREATE TABLE IF NOT EXISTS otel_traces_trace_id_ts
 (
@@ -55,7 +56,8 @@ CREATE TABLE IF NOT EXISTS otel_traces_trace_id_ts
 ENGINE = MergeTree
 PARTITION BY toDate(Start)
 ORDER BY (TraceId, Start)
-SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000,
+    fsync_after_insert = 1, fsync_part_directory = 1;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS otel_traces_trace_id_ts_mv
 TO otel_traces_trace_id_ts
@@ -99,4 +101,5 @@ ENGINE = MergeTree
 PARTITION BY toDate(TimestampTime)
 PRIMARY KEY (ServiceName, TimestampTime)
 ORDER BY (ServiceName, TimestampTime, Timestamp)
-SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000;
+SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, non_replicated_deduplication_window = 10000,
+    fsync_after_insert = 1, fsync_part_directory = 1;

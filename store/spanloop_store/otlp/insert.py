@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -17,8 +18,9 @@ from spanloop_store.errors import SegmentRefused, StoreUnavailable
 from spanloop_store.otlp import queries
 from spanloop_store.otlp.frames import frame, frames
 from spanloop_store.otlp.hard import is_hard
-from spanloop_store.otlp.queries import PROTOBUF, ROWS_FORMAT
+from spanloop_store.otlp.queries import PROTOBUF, ROWS_FORMAT, TimeRange
 from spanloop_store.otlp.rows import rows as python_rows
+from spanloop_store.otlp.rows import times
 from spanloop_store.otlp.signals import Signal, message_type
 
 if TYPE_CHECKING:
@@ -71,6 +73,40 @@ WHERE ({segment:String}, {decoder:String}) NOT IN
 """
 
 
+class _Request(NamedTuple):
+    """One request of a segment."""
+
+    place: int  # in the segment, from 0
+    payload: memoryview
+    rows: int  # spans or log records in it
+    hard: bool  # the engine's SQL cannot render it
+
+
+@dataclass
+class _Attempt:
+    """One run over a segment, and what became of its rows so far."""
+
+    path: Path
+    signal: Signal
+    missing: TimeRange | None  # None: the first attempt, everything is inserted
+    requests: int
+    engine_rows: int = 0
+    fallback_rows: int = 0
+    quarantined_rows: int = 0
+    quarantined_requests: int = 0
+
+    def result(self) -> Inserted:
+        return Inserted(
+            segment=self.path.name,
+            signal=self.signal,
+            requests=self.requests,
+            engine_rows=self.engine_rows,
+            fallback_rows=self.fallback_rows,
+            quarantined_rows=self.quarantined_rows,
+            quarantined_requests=self.quarantined_requests,
+        )
+
+
 @dataclass(frozen=True)
 class Inserted:
     """What became of one segment. Rows are spans or log records."""
@@ -95,8 +131,14 @@ class _Transport(Protocol):
     def hard(self, signal: Signal, segment: Path, payloads: Sequence[memoryview]) -> list[tuple[int, bool]]:
         """(rows, hard) of each request."""
 
-    def insert(self, signal: Signal, fmt: str, token: str, data: Path | bytes) -> None:
-        """One INSERT … SELECT; with a token that was seen already it changes nothing."""
+    def insert(
+        self, signal: Signal, fmt: str, token: str, data: Path | bytes, missing: TimeRange | None = None
+    ) -> None:
+        """One INSERT … SELECT; with a token that was seen already it changes nothing.
+
+        Args:
+            missing: insert only rows that the table does not have, whose times lie in here; None: all rows.
+        """
 
 
 class SegmentInserter:
@@ -116,90 +158,97 @@ class SegmentInserter:
         self._quarantine = quarantine
         self._collector = collector
 
-    def insert(self, path: Path, signal: Signal) -> Inserted:
+    def insert(self, path: Path, signal: Signal, *, again: bool = False) -> Inserted:
         """Inserts one whole segment; calling it again for the same file changes nothing.
 
         The segment's name is its deduplication token. The file is left where it is: remove it afterwards.
+
+        Args:
+            path: the segment.
+            signal: what it holds.
+            again: an earlier attempt may have ended half-way (a crash, an error). The token alone is not enough then:
+                MergeTree writes it down *before* the part gets its name, so a process that is killed between the two
+                has the token and not the rows. What is missing is looked for in the table and inserted.
 
         Raises:
             StoreUnavailable: the engine cannot take it now; nothing is lost, try again.
         """
         data = path.read_bytes()
         payloads = [item.payload for item in frames(data)]
+        whole: Path | None = path
         try:
             counts = self._transport.hard(signal, path, payloads)
             if len(counts) != len(payloads):
                 raise SegmentRefused(
                     f"the engine sees {len(counts)} requests in {path.name}, not {len(payloads)}"
                 )
-            result = self._insert_whole(path, signal, data, payloads, counts)
         except SegmentRefused as error:
-            log.warning(
-                "%s: the engine refuses the segment, trying its requests one by one: %s", path.name, error
-            )
-            result = self._insert_singly(path, signal, payloads)
+            log.warning("%s: the engine refuses the segment, trying its parts: %s", path.name, error)
+            whole, counts = None, [_look(signal, payload) for payload in payloads]
+        requests = [
+            _Request(place, payload, rows, hard)
+            for place, (payload, (rows, hard)) in enumerate(zip(payloads, counts, strict=True))
+        ]
+        attempt = _Attempt(path, signal, _times_of(signal, payloads) if again else None, len(payloads))
+        easy = [request for request in requests if not request.hard]
+        self._insert_group(attempt, PROTOBUF, easy, whole=whole if len(easy) == len(requests) else None)
+        self._insert_group(attempt, ROWS_FORMAT, [request for request in requests if request.hard])
+        if attempt.missing is not None and signal is Signal.TRACES:
+            _command(self._client, queries.complete_view(), parameters=attempt.missing._asdict())
+        result = attempt.result()
         self._record(result, len(data))
         return result
 
-    def _insert_whole(
+    def _insert_group(
         self,
-        path: Path,
-        signal: Signal,
-        data: bytes,
-        payloads: Sequence[memoryview],
-        counts: Sequence[tuple[int, bool]],
-    ) -> Inserted:
-        easy = [payload for payload, (_, hard) in zip(payloads, counts, strict=True) if not hard]
-        difficult = [payload for payload, (_, hard) in zip(payloads, counts, strict=True) if hard]
-        if not difficult:
-            self._transport.insert(
-                signal, PROTOBUF, path.name, path if isinstance(self._transport, _Embedded) else data
-            )
-        else:
-            if easy:
-                self._transport.insert(
-                    signal, PROTOBUF, path.name, b"".join(frame(bytes(item)) for item in easy)
-                )
-            self._transport.insert(
-                signal, ROWS_FORMAT, f"{path.name}.fallback", _encode_rows(signal, difficult)
-            )
-        return Inserted(
-            segment=path.name,
-            signal=signal,
-            requests=len(payloads),
-            engine_rows=sum(rows for rows, hard in counts if not hard),
-            fallback_rows=sum(rows for rows, hard in counts if hard),
-            quarantined_rows=0,
-            quarantined_requests=0,
-        )
+        attempt: _Attempt,
+        fmt: str,
+        group: Sequence[_Request],
+        *,
+        whole: Path | None = None,
+        part: bool = False,
+    ) -> None:
+        """Requests of one decoder with one insert; a group that is refused is halved until the bad request is alone.
 
-    def _insert_singly(self, path: Path, signal: Signal, payloads: Sequence[memoryview]) -> Inserted:
-        """Each request with a token of its own, so that doing all of this again repeats nothing."""
-        engine = fallback = lost_rows = lost_requests = 0
-        for index, view in enumerate(payloads):
-            payload = bytes(view)
-            rows = 0
-            try:
-                request = message_type(signal).FromString(payload)
-                rows = _count(signal, request)
-                if not is_hard(signal, request):
-                    try:
-                        self._transport.insert(signal, PROTOBUF, f"{path.name}.{index}", frame(payload))
-                        engine += rows
-                        continue
-                    except SegmentRefused as error:
-                        log.warning(
-                            "%s, request %d: decoding in Python, the engine says: %s", path.name, index, error
-                        )
-                self._transport.insert(
-                    signal, ROWS_FORMAT, f"{path.name}.{index}.fallback", _encode_rows(signal, [view])
-                )
-                fallback += rows
-            except (SegmentRefused, DecodeError) as error:
-                self.quarantine(f"{path.name}.{index}", payload, str(error))
-                lost_rows += rows
-                lost_requests += 1
-        return Inserted(path.name, signal, len(payloads), engine, fallback, lost_rows, lost_requests)
+        Args:
+            whole: the segment's file, where the group is all of it.
+            part: not all of this decoder's requests; its token then names the first and the last.
+        """
+        if not group:
+            return
+        name = attempt.path.name + (f".{group[0].place}-{group[-1].place}" if part else "")
+        try:
+            data = (
+                whole
+                if whole and isinstance(self._transport, _Embedded)
+                else b"".join(frame(bytes(request.payload)) for request in group)
+                if fmt == PROTOBUF
+                else _encode_rows(attempt.signal, [request.payload for request in group])
+            )
+            token = name if fmt == PROTOBUF else f"{name}.fallback"
+            self._transport.insert(attempt.signal, fmt, token, data, attempt.missing)
+            if attempt.missing is not None:
+                # Without a token: the one above may be remembered for rows that a crash took.
+                self._transport.insert(attempt.signal, fmt, "", data, attempt.missing)
+        except (SegmentRefused, DecodeError) as error:
+            if len(group) > 1:
+                log.warning("%s: %d requests are refused, halving them: %s", name, len(group), error)
+                middle = len(group) // 2
+                self._insert_group(attempt, fmt, group[:middle], part=True)
+                self._insert_group(attempt, fmt, group[middle:], part=True)
+            elif fmt == PROTOBUF:
+                log.warning("%s: decoding in Python, the engine says: %s", name, error)
+                self._insert_group(attempt, ROWS_FORMAT, group, part=True)
+            else:
+                self.quarantine(f"{attempt.path.name}.{group[0].place}", bytes(group[0].payload), str(error))
+                attempt.quarantined_rows += group[0].rows
+                attempt.quarantined_requests += 1
+            return
+        rows = sum(request.rows for request in group)
+        if fmt == PROTOBUF:
+            attempt.engine_rows += rows
+        else:
+            attempt.fallback_rows += rows
 
     def quarantine(self, name: str, payload: bytes, reason: str) -> None:
         """Keeps bytes that nothing can decode, with the reason beside them."""
@@ -245,21 +294,23 @@ class _Embedded:
         text = _raw_query(self._client, queries.hard_query(signal, segment))
         return [(int(line.split(b"\t")[0]), line.split(b"\t")[1] == b"1") for line in text.splitlines()]
 
-    def insert(self, signal: Signal, fmt: str, token: str, data: Path | bytes) -> None:
+    def insert(
+        self, signal: Signal, fmt: str, token: str, data: Path | bytes, missing: TimeRange | None = None
+    ) -> None:
         if isinstance(data, Path):
-            self._run(signal, fmt, token, data)
+            self._run(signal, fmt, token, data, missing)
             return
         self._scratch.mkdir(parents=True, exist_ok=True)
-        part = self._scratch / f"{token}.{os.getpid()}{PART_SUFFIX}"
+        part = self._scratch / f"{token or signal.value}.{os.getpid()}{PART_SUFFIX}"
         try:
             part.write_bytes(data)
-            self._run(signal, fmt, token, part)
+            self._run(signal, fmt, token, part, missing)
         finally:
             part.unlink(missing_ok=True)
 
-    def _run(self, signal: Signal, fmt: str, token: str, path: Path) -> None:
+    def _run(self, signal: Signal, fmt: str, token: str, path: Path, missing: TimeRange | None) -> None:
         source = queries.file_source(path, fmt, queries.structure(signal, fmt))
-        _command(self._client, queries.insert_query(signal, fmt, source, token, local=True))
+        _command(self._client, queries.insert_query(signal, fmt, source, token, local=True, missing=missing))
 
 
 class _Server:
@@ -279,14 +330,32 @@ class _Server:
             counts.append((_count(signal, request), is_hard(signal, request)))
         return counts
 
-    def insert(self, signal: Signal, fmt: str, token: str, data: Path | bytes) -> None:
+    def insert(
+        self, signal: Signal, fmt: str, token: str, data: Path | bytes, missing: TimeRange | None = None
+    ) -> None:
         source = queries.input_source(queries.structure(signal, fmt))
         body = data.read_bytes() if isinstance(data, Path) else data
-        _command(
-            self._client,
-            f"{queries.insert_query(signal, fmt, source, token, local=False)}\nFORMAT {fmt}",
-            body,
-        )
+        query = queries.insert_query(signal, fmt, source, token, local=False, missing=missing)
+        _command(self._client, f"{query}\nFORMAT {fmt}", body)
+
+
+def _look(signal: Signal, payload: memoryview) -> tuple[int, bool]:
+    """(rows, hard) of one request, found in Python; what does not decode is hard, with no rows."""
+    try:
+        request = message_type(signal).FromString(bytes(payload))
+    except DecodeError:
+        return 0, True
+    return _count(signal, request), is_hard(signal, request)
+
+
+def _times_of(signal: Signal, payloads: Sequence[memoryview]) -> TimeRange:
+    """First and last time in a segment, as the table keeps them."""
+    found: list[int] = []
+    for payload in payloads:
+        # What does not decode has no rows to look for.
+        with contextlib.suppress(DecodeError):
+            found += times(signal, message_type(signal).FromString(bytes(payload)))
+    return TimeRange(min(found, default=0), max(found, default=0))
 
 
 def _count(signal: Signal, request: Any) -> int:

@@ -7,22 +7,22 @@ INSERT INTO otel_logs
 WITH
 {values}
 SELECT
-    nano_time(if(record.time_unix_nano = 0, record.observed_time_unix_nano, record.time_unix_nano)),
-    id_text(record.trace_id),
-    id_text(record.span_id),
+    nano_time(if(record.time_unix_nano = 0, record.observed_time_unix_nano, record.time_unix_nano)) AS Timestamp,
+    id_text(record.trace_id) AS TraceId,
+    id_text(record.span_id) AS SpanId,
     toUInt8(bitAnd(record.flags, 255)),
-    record.severity_text,
+    record.severity_text AS SeverityText,
     toUInt8(bitAnd(record.severity_number, 255)),
-    service,
-    value_text(record.body),
+    service AS ServiceName,
+    value_text(record.body) AS Body,
     resource_schema_url,
     resource,
     scope_schema_url,
     scope_name,
     scope_version,
     scope,
-    to_map(pairs(record.attributes)),
-    record.event_name
+    to_map(pairs(record.attributes)) AS LogAttributes,
+    record.event_name AS EventName
 FROM
 (
     SELECT

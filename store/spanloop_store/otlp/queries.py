@@ -6,6 +6,7 @@ import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from spanloop_store.otlp.rows import COLUMNS
 from spanloop_store.otlp.signals import Signal
@@ -77,6 +78,20 @@ _HARD = {
 }
 
 
+# What makes two rows the same one. A log record has no id of its own.
+_IDENTITY = {
+    Signal.TRACES: "cityHash64(TraceId, SpanId)",
+    Signal.LOGS: "cityHash64(Timestamp, TraceId, SpanId, ServiceName, SeverityText, Body, EventName, toString(LogAttributes))",
+}
+
+
+class TimeRange(NamedTuple):
+    """A closed interval of `Timestamp`, in nanoseconds since 1970."""
+
+    first: int
+    last: int
+
+
 def file_source(path: Path, fmt: str, structure: str) -> str:
     """The source of an insert: a file that the engine reads itself (the embedded engine)."""
     return f"file({quote(str(path))}, {quote(fmt)}, {quote(structure)})"
@@ -94,23 +109,33 @@ def structure(signal: Signal, fmt: str) -> str:
     return ", ".join(f"`{name}` {kind}" for name, kind in COLUMNS[signal].items())
 
 
-def insert_query(signal: Signal, fmt: str, source: str, token: str, *, local: bool) -> str:
+def insert_query(
+    signal: Signal, fmt: str, source: str, token: str, *, local: bool, missing: TimeRange | None = None
+) -> str:
     """INSERT … SELECT of a segment's requests (`Protobuf`) or of the fallback's rows, ready but for a FORMAT clause.
 
     Args:
         signal: what the source holds.
         fmt: `PROTOBUF` or `ROWS_FORMAT`.
         source: from `file_source` or `input_source`, with `structure(signal, fmt)`.
-        token: the deduplication token: the same insert with the same token happens once.
+        token: the deduplication token: the same insert with the same token happens once; empty: no deduplication.
         local: the engine runs in this process and reads the schema's file; else the schema travels in the query.
+        missing: insert only the rows that the table does not have; their times lie in here. None: all rows.
     """
     if fmt == PROTOBUF:
         body = _fill(f"{signal.value}.sql", source=source, values=_text("values.sql"))
     else:
         names = ", ".join(f"`{name}`" for name in COLUMNS[signal])
-        columns = ", ".join(_column(name, kind) for name, kind in COLUMNS[signal].items())
-        body = f"INSERT INTO {signal.table} ({names}) SELECT {columns} FROM {source}"  # noqa: S608  # names are constants
-    return f"{body}\n{_settings(signal, fmt, token, local=local)}"
+        columns = ", ".join(f"{_column(name, kind)} AS `{name}`" for name, kind in COLUMNS[signal].items())
+        body = f"INSERT INTO {signal.table} ({names})\nSELECT {columns}\nFROM {source}"
+    if missing is not None:
+        body = _only_missing(signal, body, missing)
+    return f"{body}\n{_settings(signal, fmt, local=local)}, {_insert_settings(token)}"
+
+
+def complete_view() -> str:
+    """INSERT of what `otel_traces_trace_id_ts` lacks of `otel_traces`, with parameters of a `TimeRange`."""
+    return _text("trace_id_ts.sql")
 
 
 def hard_query(signal: Signal, path: Path) -> str:
@@ -129,23 +154,39 @@ def quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _settings(signal: Signal, fmt: str, token: str = "", *, local: bool) -> str:
+def _only_missing(signal: Signal, insert: str, within: TimeRange) -> str:
+    """The same INSERT … SELECT without the rows that the table has already."""
+    # The names of the table come first, then its SELECT, with or without lambdas in front.
+    names, keyword, select = re.split(r"\n(WITH\n|SELECT )", insert, maxsplit=1)
+    identity = _IDENTITY[signal]
+    return (
+        f"{names}\nSELECT * FROM\n(\n{keyword}{select}\n)\nWHERE {identity} NOT IN\n"  # noqa: S608  # constants and numbers
+        f"    (SELECT {identity} FROM {signal.table} WHERE Timestamp >= fromUnixTimestamp64Nano({within.first})"
+        f" AND Timestamp <= fromUnixTimestamp64Nano({within.last}))"
+    )
+
+
+def _insert_settings(token: str) -> str:
+    settings = {
+        "insert_deduplicate": "1" if token else "0",
+        "deduplicate_blocks_in_dependent_materialized_views": "1" if token else "0",
+        "async_insert": "0",
+        "min_insert_block_size_rows": "100000000",
+        "min_insert_block_size_bytes": str(1 << 32),
+        # History that is imported may touch a year of daily partitions at once.
+        "max_partitions_per_insert_block": "0",
+    }
+    if token:
+        settings["insert_deduplication_token"] = token
+    return _assignments(settings)
+
+
+def _settings(signal: Signal, fmt: str, *, local: bool) -> str:
     settings = {
         # One thread and one block: what a repeated insert would send is the same block with the same token.
         "max_threads": "1",
         "output_format_json_escape_forward_slashes": "0",
     }
-    if token:
-        settings |= {
-            "insert_deduplicate": "1",
-            "insert_deduplication_token": token,
-            "deduplicate_blocks_in_dependent_materialized_views": "1",
-            "async_insert": "0",
-            "min_insert_block_size_rows": "100000000",
-            "min_insert_block_size_bytes": str(1 << 32),
-            # History that is imported may touch a year of daily partitions at once.
-            "max_partitions_per_insert_block": "0",
-        }
     if fmt == PROTOBUF:
         settings["format_schema_message_name"] = "Request"
         if local:
@@ -156,7 +197,11 @@ def _settings(signal: Signal, fmt: str, token: str = "", *, local: bool) -> str:
             }
         else:
             settings |= {"format_schema_source": "string", "format_schema": _proto(signal)}
-    return "SETTINGS " + ", ".join(f"{name} = {quote(value)}" for name, value in settings.items())
+    return "SETTINGS " + _assignments(settings)
+
+
+def _assignments(settings: dict[str, str]) -> str:
+    return ", ".join(f"{name} = {quote(value)}" for name, value in settings.items())
 
 
 def _column(name: str, kind: str) -> str:

@@ -9,8 +9,8 @@ WITH
 {values}
 SELECT
     nano_time(span.start_time_unix_nano),
-    id_text(span.trace_id),
-    id_text(span.span_id),
+    id_text(span.trace_id) AS TraceId,
+    id_text(span.span_id) AS SpanId,
     id_text(span.parent_span_id),
     span.trace_state,
     span.name,

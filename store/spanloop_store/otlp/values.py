@@ -71,9 +71,8 @@ def _json(value: Any) -> str:
         return f'"{base64.b64encode(value.bytes_value).decode()}"' if value.bytes_value else "null"
     if kind == "array_value":
         return f"[{','.join(_json(item) for item in value.array_value.values)}]"
-    members = {
-        item.key: _json(item.value) for item in value.kvlist_value.values
-    }  # a key twice: the last one wins
+    # Of a key that comes twice the last one wins.
+    members = {item.key: _json(item.value) for item in value.kvlist_value.values}
     return "{" + ",".join(f"{_string(key)}:{members[key]}" for key in sorted(members)) + "}"
 
 

@@ -20,7 +20,14 @@ from spanloop_store.otlp.check import check_json
 from spanloop_store.otlp.frames import frame
 from spanloop_store.otlp.hard import is_hard
 from spanloop_store.otlp.insert import SegmentInserter, _encode_rows
-from spanloop_store.otlp.queries import PROTOBUF, ROWS_FORMAT, input_source, insert_query, structure
+from spanloop_store.otlp.queries import (
+    PROTOBUF,
+    ROWS_FORMAT,
+    TimeRange,
+    input_source,
+    insert_query,
+    structure,
+)
 from spanloop_store.otlp.signals import Signal, message_type
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -268,9 +275,12 @@ def _single(span: Any) -> bytes:
 
 @pytest.mark.parametrize("signal", list(Signal))
 @pytest.mark.parametrize("fmt", [PROTOBUF, ROWS_FORMAT])
-def test_the_query_for_a_server_parses(client: Client, signal: Signal, fmt: str) -> None:
+@pytest.mark.parametrize("missing", [None, TimeRange(0, 10**18)])
+def test_the_query_for_a_server_parses(
+    client: Client, signal: Signal, fmt: str, missing: TimeRange | None
+) -> None:
     """Only that: the embedded engine takes no request bodies, so input() itself runs on a server alone."""
     source = input_source(structure(signal, fmt))
-    query = insert_query(signal, fmt, source, "token", local=False)
+    query = insert_query(signal, fmt, source, "token", local=False, missing=missing)
     assert "file(" not in query
     assert "InsertQuery" in client.raw_query(f"EXPLAIN AST {query} FORMAT {fmt}", fmt="TabSeparated").decode()

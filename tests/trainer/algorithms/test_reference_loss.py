@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +22,14 @@ from spanloop_trainer.algorithms.policy_gradient import (
     collate,
     grpo_config,
     reference_logps,
+    train_policy_gradient,
 )
 from spanloop_trainer.algorithms.sequences import Call, TrainingSequence, build_sequences
 from spanloop_trainer.models import LoadedModel
 from spanloop_trainer.settings import Settings
 
-EPSILON, BETA = 0.2, 0.1
+# Neither is a default of TRL's configuration: a setting that never reaches it must show.
+EPSILON, BETA = 0.25, 0.1
 ALGORITHMS = ("reinforce", "rloo", "grpo")
 
 
@@ -171,7 +174,7 @@ def test_equals_the_formulas(
     "mutation",
     [
         {"epsilon": 10.0},
-        {"epsilon": 0.25},
+        {"epsilon": 0.2},
         {"mask_prompt": False},
         {"beta": 0.0},
         {"correct_kl": False},
@@ -189,6 +192,25 @@ def test_an_altered_formula_is_noticed(
     altered, altered_grads = theirs(loaded, algorithm, rows, **arguments)
     # Where a token is clipped either way, another ε moves the loss and no gradient.
     assert max(abs(loss - altered), largest_difference(grads, altered_grads)) > 1e-4
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_has_the_loss_of_the_formulas(algorithm: str, loaded: LoadedModel, tmp_path: Path) -> None:
+    """One step over everything: the run's own normaliser and ε. It starts at the reference, so there is no KL yet."""
+    rows = batch_of(algorithm, 1, loaded)
+    sequences = build_sequences(calls_of(rows), merge=True)
+    settings = Settings(batch_size=len(sequences), kl_beta=BETA, clip_epsilon=EPSILON, epochs=1)
+    metrics = train_policy_gradient(
+        LoadedModel(copy.deepcopy(loaded.model), loaded.tokenizer),
+        sequences,
+        settings.resolved(algorithm, fresh_weights=False),
+        RunContext(tmp_path, 0, silent),
+        name=algorithm,
+    )
+    expected, _ = theirs(loaded, algorithm, rows, constant(rows), beta=0.0)
+    assert metrics["steps"] == 1
+    assert metrics["loss"] == pytest.approx(expected, abs=1e-6)
+    assert abs(expected) > 1e-3
 
 
 def test_reference_is_short_and_independent() -> None:

@@ -30,6 +30,7 @@ class Evidence:
         with_tokens: of these, with captured prompt ids, completion ids and log-probabilities.
         scored: of these, with a reward.
         rewards: distinct rewards, ascending.
+        differ_with_tokens: whether rewards differ among the rows with tokens, which policy gradient learns from.
         uneven_groups: tasks with two rollouts or more whose rewards differ, among rows with tokens.
     """
 
@@ -38,6 +39,7 @@ class Evidence:
     with_tokens: int
     scored: int
     rewards: tuple[float, ...]
+    differ_with_tokens: bool
     uneven_groups: int
 
     @classmethod
@@ -68,6 +70,7 @@ class Evidence:
             with_tokens=usable.filter(_HAS_TOKENS).height,
             scored=usable.filter(pl.col("reward").is_not_null()).height,
             rewards=tuple(usable["reward"].drop_nulls().unique().sort().to_list()),
+            differ_with_tokens=usable.filter(_HAS_TOKENS)["reward"].drop_nulls().n_unique() > 1,
             uneven_groups=groups.filter(pl.col("levels") > 1).height,
         )
 
@@ -105,18 +108,20 @@ def choose(algorithm: str, evidence: Evidence, min_reward: float | None = None) 
             "rloo",
             f"token ids and log-probabilities were captured, and rewards differ within {evidence.uneven_groups} tasks",
         )
-    if evidence.with_tokens:
+    if evidence.differ_with_tokens:
         return Choice(
             "reinforce", "token ids and log-probabilities were captured, and rewards differ between tasks"
         )
     if min_reward is not None or len(rewards) == 2:
         bar = rewards[-1] if min_reward is None else min_reward
         return Choice(
-            "sft", f"rewards without captured token ids: only successes (reward >= {bar:g}) are imitated", bar
+            "sft",
+            f"no reward differs where token ids were captured: only successes (reward >= {bar:g}) are imitated",
+            bar,
         )
     raise TrainError(
-        f"rewards in {evidence.dataset} have {len(rewards)} values from {rewards[0]:g} to {rewards[-1]:g} and no token"
-        " ids were captured, so only successes can be imitated, and nothing says which those are.",
+        f"rewards in {evidence.dataset} have {len(rewards)} values from {rewards[0]:g} to {rewards[-1]:g}, and none"
+        " differs where token ids were captured, so only successes can be imitated, and nothing says which those are.",
         "add --min-reward X, or run the agents through the gateway to capture token ids",
     )
 
@@ -198,7 +203,8 @@ def _policy_gradient_rows(usable: pl.DataFrame, algorithm: str, evidence: Eviden
         raise TrainError(
             f"no reward differs where {algorithm} compares: {rows.height} transitions, all with advantage"
             f" {rows['advantage'][0]:g}.",
-            "collect rollouts that succeed and fail on one task, or use --algorithm reinforce",
+            "collect rollouts that succeed and fail on one task"
+            + ("" if algorithm == "reinforce" else ", or use --algorithm reinforce"),
         )
     return rows
 

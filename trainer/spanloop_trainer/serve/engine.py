@@ -58,6 +58,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
+        """Whether any row runs or waits."""
         return bool(self.waiting or self.running)
 
     @torch.inference_mode()

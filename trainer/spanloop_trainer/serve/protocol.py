@@ -28,43 +28,61 @@ class BadRequest(Exception):
 
 
 class _Lenient(BaseModel):
+    """Part of a request that is checked as far as we read it; chat templates see the rest too."""
+
     model_config = ConfigDict(extra="allow")
 
 
 class TextPart(_Lenient):
+    """The one kind of content part that a text model can read."""
+
     type: Literal["text"]
     text: str
 
 
 class CalledFunction(_Lenient):
+    """What an assistant called before."""
+
     name: str
-    arguments: str
+    arguments: str  # a JSON object, as text
 
 
 class MessageToolCall(_Lenient):
+    """One entry of an assistant message's `tool_calls`."""
+
     function: CalledFunction
 
 
 class Message(_Lenient):
+    """One message of the conversation so far."""
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     tool_calls: list[MessageToolCall] | None = None
 
 
 class FunctionSchema(_Lenient):
+    """A function that the model may call; its `parameters` are the template's business."""
+
     name: str
 
 
 class Tool(_Lenient):
+    """One entry of `tools`."""
+
     type: Literal["function"]
     function: FunctionSchema
 
 
 class StreamOptions(_Lenient):
-    include_usage: bool | None = None
+    """`stream_options`."""
+
+    include_usage: bool | None = None  # one more chunk at the end, with the token counts
 
 
 class TextFormat(_Lenient):
+    """`response_format`: constrained decoding is not done here, so only plain text."""
+
     type: Literal["text"]
 
 
@@ -97,6 +115,7 @@ class ChatRequest(BaseModel):
 
     @property
     def offers_tools(self) -> bool:
+        """Whether the prompt shows the tools."""
         return bool(self.tools) and self.tool_choice != "none"
 
     def samplings(self, room: int) -> list[Sampling]:

@@ -25,8 +25,7 @@ class Sampling:
         The logits of a row differ in the last bits between batch shapes, so a seeded answer is reproducible except
         where a draw falls within about 1e-6 of the border between two tokens.
         """
-        # Not a cryptographic use.
-        return random.Random() if self.seed is None else random.Random(f"{self.seed}:{self.index}")  # noqa: S311
+        return random.Random() if self.seed is None else random.Random(f"{self.seed}:{self.index}")  # noqa: S311  # sampling, no secrets
 
 
 class Sampler:

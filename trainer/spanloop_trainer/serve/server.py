@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from ipaddress import ip_address
 
 import orjson
 import torch
 from aiohttp import web
 from transformers.utils import logging as transformers_logging
 
+from spanloop_store.access import TOKEN_VARIABLE, is_loopback, shows_token
 from spanloop_store.errors import SpanloopError
 from spanloop_trainer.errors import ServeError, TrainError
 from spanloop_trainer.serve.engine import check_prompt
@@ -113,10 +112,8 @@ class PolicyServer:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         """Every failure in OpenAI's shape."""
-        if self._token is not None and request.path != "/health":
-            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._token.encode()):
-                return _json(401, error_body("the bearer token is missing or wrong", "authentication_error"))
+        if request.path != "/health" and not shows_token(request.headers.get("Authorization"), self._token):
+            return _json(401, error_body("the bearer token is missing or wrong", "authentication_error"))
         try:
             return await handler(request)
         except BadRequest as error:
@@ -143,17 +140,13 @@ def bind_token(host: str) -> str | None:
     Raises:
         ServeError: another address without a token.
     """
-    try:
-        loopback = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if loopback:
+    if is_loopback(host):
         return None
-    token = os.environ.get("SPANLOOP_TOKEN")
+    token = os.environ.get(TOKEN_VARIABLE)
     if not token:
         raise ServeError(
             f"refusing to listen on {host} without a credential",
-            "set SPANLOOP_TOKEN, or use --host 127.0.0.1",
+            f"set {TOKEN_VARIABLE}, or use --host 127.0.0.1",
         )
     return token
 

@@ -25,8 +25,8 @@ class SlotLayer(DynamicLayer):
         self,
         key_states: torch.Tensor,
         value_states: torch.Tensor,
-        *args: object,  # noqa: ARG002 - the signature is the cache protocol's
-        **kwargs: object,  # noqa: ARG002
+        *args: object,  # noqa: ARG002  # the cache protocol's signature
+        **kwargs: object,  # noqa: ARG002  # as above
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store (B, heads, 1, width) at each row's own length; return (B, heads, longest, width)."""
         index, lengths, longest = self.slots.index, self.slots.active_lengths, self.slots.longest

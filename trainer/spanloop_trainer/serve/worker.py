@@ -36,6 +36,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="spanloop-model", daemon=True)
 
     def start(self) -> None:
+        """Start the thread that runs the models."""
         self._thread.start()
 
     def stop(self) -> None:

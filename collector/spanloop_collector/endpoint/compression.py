@@ -6,11 +6,11 @@ import gzip
 import struct
 import sys
 import zlib
-from typing import Any
 
 import lz4.block
 import lz4.frame
 
+from spanloop_collector.encodings import BadEncoding, TooLarge, UnknownEncoding, decode
 from spanloop_collector.endpoint.errors import BAD_ARGUMENTS, UNKNOWN_COMPRESSION_METHOD, EndpointError
 
 # Both come with clickhouse-connect.
@@ -20,15 +20,14 @@ else:
     from backports import zstd
 
 MAX_BODY_BYTES = 1 << 30  # after decompression: a bomb must not take the collector down
-_FRAME_HEADER = struct.Struct(
-    "<16sBII"
-)  # checksum, method, size with this 9-byte header, size without compression
+# Checksum, method, size with this 9-byte header, size without compression.
+_FRAME_HEADER = struct.Struct("<16sBII")
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _METHOD_NONE, _METHOD_LZ4, _METHOD_ZSTD = 0x02, 0x82, 0x90
 
 
 def decompress_body(data: bytes, encoding: str) -> bytes:
-    """A request body as its `Content-Encoding` says: gzip, lz4, zstd or none.
+    """A request body as its `Content-Encoding` says.
 
     aiohttp undoes gzip and zstd by itself unless its runner was told otherwise, and keeps the header: a
     body without the encoding's magic number is plain already.
@@ -37,31 +36,16 @@ def decompress_body(data: bytes, encoding: str) -> bytes:
         EndpointError: an encoding that we do not know, or a body that is not in it.
     """
     encoding = encoding.strip().lower()
-    if encoding in ("", "identity") or (encoding in _MAGIC and not data.startswith(_MAGIC[encoding])):
+    if encoding in _MAGIC and not data.startswith(_MAGIC[encoding]):
         return data
-    if encoding not in ("lz4", *_MAGIC):
-        raise EndpointError(UNKNOWN_COMPRESSION_METHOD, f"Unknown compression method: {encoding}")
-    result = bytearray()
     try:
-        while data:
-            machine = _decompressor(encoding)
-            result += machine.decompress(data, MAX_BODY_BYTES + 1 - len(result))
-            if len(result) > MAX_BODY_BYTES:
-                raise EndpointError(BAD_ARGUMENTS, f"the body is larger than {MAX_BODY_BYTES} bytes", 413)
-            if not machine.eof:
-                raise EndpointError(BAD_ARGUMENTS, f"the {encoding} body is cut")
-            data = machine.unused_data or b""  # frames may follow one another
-    except (zlib.error, RuntimeError, ValueError, zstd.ZstdError) as error:
-        raise EndpointError(BAD_ARGUMENTS, f"the body is not {encoding}: {error}") from error
-    return bytes(result)
-
-
-def _decompressor(encoding: str) -> Any:
-    if encoding == "lz4":
-        return lz4.frame.LZ4FrameDecompressor()
-    if encoding == "zstd":
-        return zstd.ZstdDecompressor()
-    return zlib.decompressobj(31)  # the same three members as the other two
+        return decode(data, encoding, MAX_BODY_BYTES)
+    except UnknownEncoding as error:
+        raise EndpointError(UNKNOWN_COMPRESSION_METHOD, f"Unknown compression method: {encoding}") from error
+    except TooLarge as error:
+        raise EndpointError(BAD_ARGUMENTS, str(error), 413) from error
+    except BadEncoding as error:
+        raise EndpointError(BAD_ARGUMENTS, str(error)) from error
 
 
 def decompress_frames(data: bytes) -> bytes:

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from tests.collector.openai_stub import serve_app
+from tests.helpers.openai_stub import serve_app
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,8 @@ END_OF_TURN = 2
 class Stub:
     """What the server does and what it has seen.
 
-    `gate`, when set, holds every stream after its first chunk until the event is set (from any thread).
+    `gate`, when set, holds every stream after its first chunk until the event is set (from any thread). `respond`,
+    when set, makes the assistant message from the request; a `web.HTTPException` that it raises is the answer.
     """
 
     owned_by: str = "vllm"
@@ -29,6 +30,8 @@ class Stub:
     tool: bool = False
     gate: threading.Event | None = None
     break_off: bool = False
+    respond: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    answers_as: str = ""  # the model that answers name; empty: the one that was asked for
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
@@ -76,21 +79,16 @@ class Stub:
         asked_tool = self.tool and body["messages"][-1]["role"] != "tool"
         choices = []
         for index in range(body.get("n") or 1):
-            message: dict[str, Any] = {
-                "role": "assistant",
-                "content": "".join(WORDS) + f" for {body['model']}",
-            }
-            if asked_tool:
-                call = {"name": "add", "arguments": '{"a": 2, "b": 2}'}
-                message = {
-                    "role": "assistant",
-                    "content": None,
-                    "tool_calls": [{"id": f"call_{number}", "type": "function", "function": call}],
-                }
+            if self.respond is not None:
+                message = self.respond(body)
+            elif asked_tool:
+                message = tool_call("add", '{"a": 2, "b": 2}', call_id=f"call_{number}")
+            else:
+                message = {"role": "assistant", "content": "".join(WORDS) + f" for {body['model']}"}
             choice: dict[str, Any] = {
                 "index": index,
                 "message": message,
-                "finish_reason": "tool_calls" if asked_tool else "stop",
+                "finish_reason": "tool_calls" if message.get("tool_calls") else "stop",
                 "logprobs": None,
             }
             if body.get("logprobs"):
@@ -103,7 +101,7 @@ class Stub:
             "id": f"chatcmpl-{number}",
             "object": "chat.completion",
             "created": 1,
-            "model": body["model"],
+            "model": self.answers_as or body["model"],
             "choices": choices,
             "usage": {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9},
         }
@@ -131,7 +129,7 @@ class Stub:
                 "id": f"chatcmpl-{number}",
                 "object": "chat.completion.chunk",
                 "created": 1,
-                "model": body["model"],
+                "model": self.answers_as or body["model"],
                 "choices": [choice],
             }
             if body.get("return_token_ids") and i == 0:
@@ -151,6 +149,12 @@ class Stub:
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
+
+
+def tool_call(name: str, arguments: str, *, call_id: str = "call_1") -> dict[str, Any]:
+    """An assistant message that calls one tool."""
+    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
 def _entry(token: str, position: int) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""The way into the log: every sender gets an answer, whatever else the process waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tests.collector.capture_process import trace_request
+
+from spanloop_collector.errors import Busy
+from spanloop_collector.intake import Intake
+from spanloop_collector.statistics import Statistics
+from spanloop_collector.writer import Writer
+from spanloop_exporter.segments import SegmentLog
+from spanloop_store.errors import StoreUnavailable
+from spanloop_store.otlp.frames import frames
+from spanloop_store.otlp.insert import SegmentInserter
+from spanloop_store.otlp.signals import Signal
+
+BODY = trace_request("a").SerializeToString()
+PATIENCE_S = 30
+
+
+def no_store() -> SegmentInserter:
+    raise StoreUnavailable("there is none here", "")
+
+
+def intake(log: SegmentLog) -> Intake:
+    logs = {Signal.TRACES: log}
+    return Intake(logs, Writer(logs, no_store, Statistics()), Statistics())
+
+
+def logged(folder: Path) -> int:
+    return sum(1 for path in folder.glob("*.otlp") for _ in frames(path.read_bytes()))
+
+
+def test_waiting_flushes_do_not_keep_requests_out(tmp_path: Path) -> None:
+    """A flush blocks a thread of the loop until the store is back, and there are few of those."""
+    log = SegmentLog(tmp_path, Signal.TRACES)
+    back = threading.Event()
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        flush = asyncio.create_task(asyncio.to_thread(back.wait))
+        try:
+            await asyncio.wait_for(intake(log).take(Signal.TRACES, BODY), PATIENCE_S)
+        finally:
+            back.set()
+            await flush
+
+    asyncio.run(scenario())
+    assert logged(tmp_path) == 1
+
+
+class Failing(SegmentLog):
+    """Holds the first append until more senders wait, then fails it as it is told."""
+
+    error: Exception | None = None
+    started = threading.Event()
+    proceed = threading.Event()
+
+    def append(self, payloads: Sequence[bytes], items: int = 0) -> None:
+        if self.error is not None:
+            error, self.error = self.error, None
+            self.started.set()
+            self.proceed.wait()
+            raise error
+        super().append(payloads, items)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("a bug")])
+def test_a_failed_append_is_told_to_its_senders_and_to_no_other(tmp_path: Path, error: Exception) -> None:
+    log = Failing(tmp_path, Signal.TRACES)
+    log.error, log.started, log.proceed = error, threading.Event(), threading.Event()
+    way_in = intake(log)
+
+    async def scenario() -> list[BaseException | object]:
+        first = asyncio.create_task(way_in.take(Signal.TRACES, BODY))
+        await asyncio.to_thread(log.started.wait)
+        later = [asyncio.create_task(way_in.take(Signal.TRACES, BODY)) for _ in range(3)]
+        await asyncio.sleep(0)  # each of them is in line for the next sync
+        log.proceed.set()
+        return await asyncio.wait_for(asyncio.gather(first, *later, return_exceptions=True), PATIENCE_S)
+
+    first, *later = asyncio.run(scenario())
+    assert isinstance(first, Busy)
+    assert str(error.args[-1]) in first.message
+    assert [isinstance(answer, BaseException) for answer in later] == [False] * 3
+    assert logged(tmp_path) == 3
+    assert way_in.statistics.total("spanloop_items_acknowledged_total") == 3
+
+
+def test_a_backlog_that_grows_too_large_pushes_back(tmp_path: Path) -> None:
+    log = SegmentLog(tmp_path, Signal.TRACES)
+    way_in = Intake({Signal.TRACES: log}, intake(log).writer, Statistics(), max_backlog_bytes=10)
+    asyncio.run(way_in.take(Signal.TRACES, BODY))
+    with pytest.raises(Busy, match="wait for the store"):
+        asyncio.run(way_in.take(Signal.TRACES, BODY))
+    assert logged(tmp_path) == 1
