@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 
 import click
@@ -58,14 +59,19 @@ def main() -> None:
     """Entry point: one clear message and exit status 1 for every failure that we foresee."""
     from spanloop_store.errors import SpanloopError
 
-    # It warns of what it then raises; one failure is one message here.
+    # They warn of what they then raise; one failure is one message here.
     logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         cli()
     except SpanloopError as error:
         click.secho(f"error: {error.message}", err=True, fg="red")
         if error.hint:
             click.echo(f"next:  {error.hint}", err=True)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that is not ours: foreseen in general, if not in place
+        click.secho(f"error: {error}", err=True, fg="red")
+        click.echo("next:  check the space and the rights there, then run the command again", err=True)
         sys.exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from spanloop_collector.errors import ListenError
@@ -53,8 +54,11 @@ def reserve(host: str, port: int, option: str) -> socket.socket:
 
 
 def cannot_listen(host: str, port: int, option: str, error: OSError) -> ListenError:
-    """The error for a port that is taken or forbidden."""
-    return ListenError(
-        f"cannot listen on {host}:{port} ({option}): {error.strerror or error}",
-        f"stop the program that holds port {port}, or take another one: {option} {port + 1}",
-    )
+    """The error for a port that is taken or forbidden, or an address that is not this machine's."""
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        hint = f"{host} is no address of this machine; use --host 127.0.0.1"
+    elif error.errno == errno.EACCES:
+        hint = f"ports below 1024 need rights that this user lacks; take another one: {option} {port + 8000}"
+    else:
+        hint = f"stop the program that holds port {port}, or take another one: {option} {port % 65535 + 1}"
+    return ListenError(f"cannot listen on {host}:{port} ({option}): {error.strerror or error}", hint)

@@ -23,6 +23,7 @@ from aiohttp import web
 
 from spanloop_collector import grpc_receiver
 from spanloop_collector.addresses import TOKEN_VARIABLE, reserve, token_for
+from spanloop_collector.diagnostics import log_to_stderr
 from spanloop_collector.endpoint import Credentials, make_endpoint
 from spanloop_collector.http_receiver import make_receiver
 from spanloop_collector.intake import Intake
@@ -244,11 +245,14 @@ def command(
     store: str | None, host: str, otlp_http_port: int, otlp_grpc_port: int, clickhouse_port: int, gateway: str
 ) -> None:
     """Receive OTLP, keep it, and serve the embedded store."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.INFO)
     try:
         asyncio.run(serve(Options(store, host, otlp_http_port, otlp_grpc_port, clickhouse_port, gateway)))
     except SpanloopError as error:
         click.echo(f"error: {error.message}\nnext:  {error.hint}", err=True)
+        sys.exit(1)
+    except OSError as error:  # a full disk before anything is acknowledged
+        click.echo(f"error: {error}\nnext:  check the space and the rights there, then start again", err=True)
         sys.exit(1)
 
 

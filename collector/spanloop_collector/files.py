@@ -17,6 +17,7 @@ from spanloop_store.otlp.signals import Signal
 
 _ROOTS = {"resourceSpans": Signal.TRACES, "resource_spans": Signal.TRACES}
 _ROOTS |= {"resourceLogs": Signal.LOGS, "resource_logs": Signal.LOGS}
+_EXPORT = "name a file from an OTLP file exporter: JSON, JSON lines or protobuf; nothing was stored"
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -42,12 +43,17 @@ def read_requests(path: Path) -> Iterator[Found]:
         data = path.read_bytes()
         if data.startswith(_GZIP_MAGIC):
             data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ImportFailed(
-            f"{path}: {error}", "nothing of this file was stored; name a readable file"
+            f"{path}: the gzip data is cut off or broken: {error}",
+            "copy or export it again; nothing was stored",
+        ) from error
+    except OSError as error:
+        raise ImportFailed(
+            f"{path} cannot be read: {error.strerror or error}", "check the path; nothing was stored"
         ) from error
     if not data.strip():
-        raise ImportFailed(f"{path}: the file is empty", "nothing was stored")
+        raise ImportFailed(f"{path}: the file is empty", "export it again; nothing was stored")
     if data.lstrip()[:1] in (b"{", b"["):
         yield from _read_json(path, data)
     else:
@@ -55,10 +61,11 @@ def read_requests(path: Path) -> Iterator[Found]:
 
 
 def _read_json(path: Path, data: bytes) -> Iterator[Found]:
+    whole, broken = None, ""
     try:
         whole = json.loads(data)
-    except ValueError:
-        whole = None
+    except (ValueError, RecursionError) as error:
+        broken = str(error)
     if whole is not None:
         documents = whole if isinstance(whole, list) else [whole]
         for index, document in enumerate(documents, 1):
@@ -70,10 +77,11 @@ def _read_json(path: Path, data: bytes) -> Iterator[Found]:
             continue
         try:
             document = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            # Where not even the first line stands by itself, it was meant as one document.
+            where, why = (str(path), broken) if number == 1 else (f"{path}, line {number}", str(error))
             raise ImportFailed(
-                f"{path}, line {number}: neither JSON nor JSON lines: {error}",
-                "correct the line and import again",
+                f"{where}: no valid JSON: {why}", "correct it and import again; nothing was stored"
             ) from error
         yield _from_json(document, f"{path}, line {number}")
 
@@ -83,7 +91,7 @@ def _from_json(document: object, where: str) -> Found:
     if len(signals) != 1:
         raise ImportFailed(
             f"{where}: no OTLP request: an object with resourceSpans or with resourceLogs is expected",
-            "export with an OTLP file exporter, or as OTLP JSON",
+            _EXPORT,
         )
     signal = signals.pop()
     try:
@@ -103,9 +111,7 @@ def _read_protobuf(path: Path, data: bytes) -> Iterator[Found]:
     signal = _signal_of(data)
     if signal is None:
         cut = f"; {len(messages)} whole messages were found, then it breaks off" if messages else ""
-        raise ImportFailed(
-            f"{path}: neither OTLP JSON nor OTLP protobuf{cut}", "nothing of this file was stored"
-        )
+        raise ImportFailed(f"{path}: neither OTLP JSON nor OTLP protobuf{cut}", _EXPORT)
     yield _from_protobuf(signal, data, f"{path}")
 
 

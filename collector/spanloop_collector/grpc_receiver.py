@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
-from spanloop_collector.addresses import cannot_listen, shows_token
+from spanloop_collector.addresses import cannot_listen, reserve, shows_token
 from spanloop_collector.errors import Busy
 from spanloop_collector.http_receiver import MAX_BODY_BYTES, METRICS_NOT_STORED, count_points, response_for
 from spanloop_collector.intake import Intake
@@ -39,6 +39,9 @@ async def start_server(intake: Intake, host: str, port: int, *, token: str | Non
     Raises:
         ListenError: the port is taken.
     """
+    if port:
+        # gRPC reports a port that is taken on standard error first, in words that help nobody.
+        reserve(host, port, "--otlp-grpc-port").close()
     server = grpc.aio.server(
         options=[
             # gRPC's own 4 MiB would refuse one batch of long prompts.

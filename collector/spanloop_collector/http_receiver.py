@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 
 from aiohttp import web
 from google.protobuf import json_format
@@ -114,6 +115,8 @@ class _Receiver:
             return web.json_response({"error": "this collector needs a token"}, status=401)
         try:
             timeout_s = float(request.query.get("timeout_s", "30"))
+            if not math.isfinite(timeout_s):
+                raise ValueError(timeout_s)
         except ValueError:
             return web.json_response({"error": "timeout_s is no number"}, status=400)
         statistics = self._intake.statistics

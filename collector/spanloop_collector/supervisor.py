@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import aiohttp
 from spanloop_collector.addresses import reserve
 from spanloop_collector.capture import Addresses
 from spanloop_collector.errors import ChildFailed
+from spanloop_collector.gateway.upstreams import Upstreams
 from spanloop_store import StoreUrl, lock_holder
 from spanloop_store.errors import StoreLocked
 
@@ -31,6 +32,7 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STABLE_S = 60.0  # a child that lived this long starts again without a pause
 _POLL_S = 0.05
+_LINE_BYTES = 1 << 16  # of a child's message, before it is shown in pieces
 _PR_SET_PDEATHSIG = 1
 
 
@@ -55,10 +57,12 @@ async def supervise(options: Options, on_ready: Callable[[Addresses], None]) -> 
         on_ready: called once, when both serve.
 
     Raises:
+        GatewayConfigError: an upstream is no address.
         StoreLocked: another process has the store.
         ListenError: the gateway's port is taken.
         ChildFailed: a child could not start; its own message and hint are passed on.
     """
+    Upstreams.parse(options.upstreams)  # the gateway would say it too, but only once capture runs
     url = StoreUrl.parse(options.store)
     if url.embedded and (holder := lock_holder(url)) is not None:
         raise StoreLocked(
@@ -113,6 +117,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._errors: list[str] = []
         self._forwarder: asyncio.Task[None] | None = None
+        self._drain: asyncio.Task[None] | None = None
 
     async def start_and_read(self) -> Addresses:
         """Starts it and waits for its line of JSON.
@@ -130,7 +135,14 @@ class Child:
             ) from error
         if not line:
             raise await self._failure()
-        return Addresses(**json.loads(line))
+        # Nobody reads what it prints from here on, and a full pipe would stop it.
+        self._drain = asyncio.create_task(_drain(process.stdout))
+        try:
+            return Addresses(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise ChildFailed(
+                f"{self.name} printed {line[:200]!r} instead of its addresses", "look at its messages above"
+            ) from error
 
     async def start_and_poll(self) -> bool:
         """Starts it and waits until it answers.
@@ -172,6 +184,9 @@ class Child:
                 log.warning("%s serves again (pid %d)", self.name, self._process.pid)
             except ChildFailed as error:
                 log.error("%s", error.message)
+            except OSError as error:
+                # No memory or no process to be had now: that may pass, and nobody else would try again.
+                log.error("%s cannot be started: %s", self.name, error)
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL for a child that does not end."""
@@ -196,7 +211,7 @@ class Child:
         self._process = await asyncio.create_subprocess_exec(
             *self.arguments,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL if self._health else asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             # A Ctrl-C in the terminal is for the supervisor, which stops the two in order.
             start_new_session=True,
@@ -208,7 +223,7 @@ class Child:
     async def _forward(self, process: asyncio.subprocess.Process) -> None:
         """Passes its messages on, and remembers the last ones for the error."""
         assert process.stderr is not None
-        while raw := await process.stderr.readline():
+        async for raw in _lines(process.stderr):
             line = raw.decode(errors="replace").rstrip()
             self._errors = [*self._errors[-20:], line]
             # A failed start is raised as one clear error; anything else is shown as it comes.
@@ -227,6 +242,25 @@ class Child:
             message or f"{self.name} ended with status {status} before it served",
             hint or "its messages above say why",
         )
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Lines, the longest in pieces: StreamReader's own readline gives up on one of 64 KiB, a traceback with a prompt in it."""
+    rest = b""
+    while chunk := await stream.read(_LINE_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+        if len(rest) >= _LINE_BYTES:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
+
+
+async def _drain(stream: asyncio.StreamReader) -> None:
+    while await stream.read(_LINE_BYTES):
+        pass
 
 
 async def _first_of(work: Coroutine[Any, Any, _Result], stop: asyncio.Event) -> _Result | None:

@@ -22,4 +22,6 @@ def shows_token(authorization: str | None, token: str | None) -> bool:
     """Whether an `Authorization` header carries the token; always where none is needed."""
     if token is None:
         return True
-    return hmac.compare_digest((authorization or "").encode(), f"Bearer {token}".encode())
+    # A header's bytes that are no UTF-8 come as surrogates.
+    shown = (authorization or "").encode(errors="surrogateescape")
+    return hmac.compare_digest(shown, f"Bearer {token}".encode())

@@ -33,7 +33,7 @@ _shared: dict[Path, tuple[Engine, int]] = {}
 _shared_lock = threading.RLock()
 
 
-def connect(url: str | StoreUrl | None = None, *, migrate: bool = True) -> Client:
+def connect(url: str | StoreUrl | None = None, *, migrate: bool = True, make: bool = True) -> Client:
     """Opens a store.
 
     Embedded: while `spanloop up` runs on it, a client of its HTTP endpoint; else this process opens the engine, and
@@ -43,10 +43,12 @@ def connect(url: str | StoreUrl | None = None, *, migrate: bool = True) -> Clien
     Args:
         url: the store; None means `SPANLOOP_STORE`, else `chdb:///~/.spanloop`.
         migrate: a server: bring its schema up to date. An embedded store always is.
+        make: an embedded store: begin an empty one where there is none; False for what only reads, so that a mistyped
+            path is an error and leaves no folders behind.
 
     Raises:
         StoreUrlError: the URL is none, or the server refuses its user, password or database.
-        StoreUnavailable: the server does not answer, or the engine cannot open the path.
+        StoreUnavailable: the server does not answer, the engine cannot open the path, or there is no store to read.
         StoreLocked: another process that serves nobody has the embedded store open.
         SchemaError: the schema is newer than this program.
     """
@@ -68,6 +70,11 @@ def connect(url: str | StoreUrl | None = None, *, migrate: bool = True) -> Clien
                 username=owner.user,
                 password=owner.password,
                 database="default",
+            )
+        if not make and not parsed.engine_path.exists():
+            raise StoreUnavailable(
+                f"there is no store at {parsed.folder}",
+                f"check --store, or begin one: spanloop up --store {parsed.redacted()}",
             )
     return _connect_embedded(parsed)
 

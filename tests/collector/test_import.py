@@ -95,7 +95,9 @@ def test_a_bad_line_is_named_and_nothing_is_stored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", b"\x00\x01\x02", b'{"a": 1}', b"[1, 2]", gzip.compress(b"x" * 99)[:20]]
+    "content",
+    [b"", b"hello", b"\x00\x01\x02", b'{"a": 1}', b"[1, 2]", gzip.compress(b"x" * 99, mtime=0)[:20]],
+    ids=["empty", "text", "bytes", "object", "list", "gzip that is cut"],
 )
 def test_files_that_are_no_otlp_say_so(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"

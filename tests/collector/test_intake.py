@@ -72,7 +72,9 @@ class Failing(SegmentLog):
         super().append(payloads, items)
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("a bug")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("a bug")], ids=["disk", "bug"]
+)
 def test_a_failed_append_is_told_to_its_senders_and_to_no_other(tmp_path: Path, error: Exception) -> None:
     log = Failing(tmp_path, Signal.TRACES)
     log.error, log.started, log.proceed = error, threading.Event(), threading.Event()

@@ -24,7 +24,15 @@ def test_only_this_machine_counts_as_loopback(host: str, local: bool) -> None:
 
 @pytest.mark.parametrize(
     ("header", "shown"),
-    [("Bearer t", True), (None, False), ("", False), ("t", False), ("Bearer T", False), ("Bearer t ", False)],
+    [
+        ("Bearer t", True),
+        (None, False),
+        ("", False),
+        ("t", False),
+        ("Bearer T", False),
+        ("Bearer t ", False),
+        ("Bearer \udcff", False),
+    ],
 )
 def test_only_the_whole_token_opens(header: str | None, shown: bool) -> None:
     assert shows_token(header, "t") is shown

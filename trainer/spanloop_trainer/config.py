@@ -94,14 +94,21 @@ def load_config(path: Path | str | None) -> Config:
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path} cannot be read: {error}", "pass --config PATH") from error
+        why = error.strerror if isinstance(error, OSError) else f"it is no UTF-8 text: {error.reason}"
+        raise ConfigError(f"configuration {path} cannot be read: {why}", "check --config") from error
     try:
         config = Config.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}", "correct that line") from error
+        raise ConfigError(f"{path} is not TOML: {error}", "correct that line and run it again") from error
     except ValidationError as error:
-        lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{path}: {lines}", "correct these settings") from error
+        lines = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: "
+            + ("there is no such setting" if e["type"] == "extra_forbidden" else e["msg"])
+            for e in error.errors()
+        )
+        raise ConfigError(
+            f"{path}: {lines}", "correct these settings; docs/configuration.md lists all"
+        ) from error
     config._folder = path.resolve().parent
     for task_file in config.tasks:
         if not config.task_path(task_file).is_file():

@@ -81,7 +81,7 @@ def command(
     settings = load_config(config)
     # What was acknowledged must be in the dataset.
     flush(store)
-    client = connect(store)
+    client = connect(store, make=False)
     try:
         manifest = build(
             client, out, config=settings, since=since, until=until, services=services, agents=agents,

@@ -62,7 +62,7 @@ def command(
 
     field = by if by.startswith("task_") or not by else f"task_{by}"
     tasks = read_tasks(load_config(config or Path("spanloop.toml"))) if field else None
-    with closing(connect(store)) as client:
+    with closing(connect(store, make=False)) as client:
         moving = {entry.alias for entry in registry.aliases(client)}
         versions = [
             registry.resolve(client, ref).id if registry.split_reference(ref)[1] in moving else ref

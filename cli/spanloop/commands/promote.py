@@ -46,7 +46,7 @@ def command(
     from spanloop_store import connect
     from spanloop_trainer.promotion import promote
 
-    with closing(connect(store)) as client:
+    with closing(connect(store, make=False)) as client:
         decision = promote(client, ref, alias, evaluation_id=evaluation_id, who=who, why=why)
     if as_json:
         echo_json(asdict(decision))

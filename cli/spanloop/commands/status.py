@@ -36,7 +36,7 @@ def command(store: str, as_json: bool) -> None:
     """Show store, schema, spans, model versions, aliases, and the last promotions, datasets, runs and evaluations."""
     from spanloop_store import StoreUrl, connect
 
-    client = connect(store)
+    client = connect(store, make=False)
     try:
         status = {"store": StoreUrl.parse(store).redacted(), **_status(client)}
     finally:

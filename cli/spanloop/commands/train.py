@@ -95,4 +95,4 @@ def command(
 def _client(store: str) -> Any:
     from spanloop_store import connect
 
-    return closing(connect(store))
+    return closing(connect(store, make=False))

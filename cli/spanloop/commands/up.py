@@ -58,9 +58,10 @@ def command(
     import logging
     from dataclasses import asdict
 
+    from spanloop_collector.diagnostics import log_to_stderr
     from spanloop_collector.supervisor import Options, supervise
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.WARNING)
 
     def on_ready(addresses: Addresses) -> None:
         if as_json:

@@ -12,6 +12,7 @@ import click
 from aiohttp import web
 
 from spanloop_collector.addresses import TOKEN_VARIABLE, cannot_listen, token_for
+from spanloop_collector.diagnostics import log_to_stderr
 from spanloop_collector.gateway.app import Gateway, Settings
 from spanloop_collector.gateway.spans import CallTracer
 from spanloop_collector.gateway.upstreams import Upstreams
@@ -34,7 +35,7 @@ DRAIN_S = 30.0
 @click.option("--upstream", "upstreams", multiple=True, metavar="[NAME=]URL", help="A back end; repeatable.")
 def command(host: str, port: int, store: str | None, otlp: str, upstreams: tuple[str, ...]) -> None:
     """Serve the OpenAI protocol in front of model servers."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.INFO)
     try:
         token = token_for(host, os.environ.get(TOKEN_VARIABLE), how="clients send it as OPENAI_API_KEY")
         settings = Settings(Upstreams.parse(upstreams), token)

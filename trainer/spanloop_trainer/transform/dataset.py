@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,15 @@ def write_dataset(
     Raises:
         DatasetError: the folder cannot be written.
     """
-    temporary = folder / f".{PARQUET}.{os.getpid()}"
+    temporary, part = folder / f".{PARQUET}.{os.getpid()}", folder / f".{MANIFEST}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
         # Every setting that has a say in the bytes is named: defaults may change with Polars' version.
         canonical(frame).write_parquet(
             temporary, compression="zstd", compression_level=3, statistics=True, row_group_size=65_536
         )
-        digest = hashlib.file_digest(temporary.open("rb"), "sha256").hexdigest()
-        temporary.replace(folder / PARQUET)
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = Manifest(
             id=hashlib.sha256(f"{digest}:{config_hash}".encode()).hexdigest(),
             sha256=digest,
@@ -87,15 +86,20 @@ def write_dataset(
             decoders=decoders,
         )
         text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
-        part = folder / f".{MANIFEST}.{os.getpid()}"
         part.write_text(text)
+        # Only now, so that a full disk leaves the dataset that was there before; a manifest never stands beside
+        # rows that are not its own.
+        (folder / MANIFEST).unlink(missing_ok=True)
+        temporary.replace(folder / PARQUET)
         part.replace(folder / MANIFEST)
-    except OSError as error:
+    except (OSError, pl.exceptions.PolarsError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or error
         raise DatasetError(
-            f"the dataset cannot be written to {folder}: {error.strerror}", "choose another folder with --out"
+            f"the dataset cannot be written to {folder}: {why}", "choose another folder with --out"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in (temporary, part):
+            path.unlink(missing_ok=True)
     return manifest
 
 
@@ -106,18 +110,35 @@ def load_dataset(folder: Path | str) -> tuple[Manifest, pl.DataFrame]:
         DatasetError: the folder is no finished dataset, or its rows are not those of its manifest.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DatasetError(f"there is no folder {folder}", f"spanloop build --out {folder}")
     try:
-        manifest = Manifest(**json.loads((folder / MANIFEST).read_text()))
+        manifest = _manifest((folder / MANIFEST).read_text())
         content = (folder / PARQUET).read_bytes()
     except OSError as error:
         raise DatasetError(
             f"{folder} is not a finished dataset: {Path(error.filename or folder).name} cannot be read",
             f"spanloop build --out {folder}",
         ) from error
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise DatasetError(
             f"{folder / MANIFEST} is not a manifest: {error}", f"spanloop build --out {folder}"
         ) from error
     if hashlib.sha256(content).hexdigest() != manifest.sha256:
         raise DatasetError(f"{folder / PARQUET} changed after it was built", f"spanloop build --out {folder}")
-    return manifest, pl.read_parquet(content)
+    try:
+        return manifest, pl.read_parquet(content)
+    except pl.exceptions.PolarsError as error:
+        raise DatasetError(
+            f"{folder / PARQUET} is no Parquet file: {error}", f"spanloop build --out {folder}"
+        ) from error
+
+
+def _manifest(text: str) -> Manifest:
+    """Raises ValueError for anything else."""
+    record = json.loads(text)
+    known = {field.name for field in fields(Manifest)}
+    if not isinstance(record, dict) or record.keys() != known:
+        missing = sorted(known - record.keys()) if isinstance(record, dict) else sorted(known)
+        raise ValueError(f"it lacks {', '.join(missing)}" if missing else "it has fields that we do not know")
+    return Manifest(**record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import polars as pl
@@ -45,7 +46,8 @@ def _read_file(path: Path, split: str) -> pl.DataFrame:
         ) from error
     except pl.exceptions.PolarsError as error:
         raise ConfigError(
-            f"task file {path} is not JSON lines: {error}", "write one JSON object a line"
+            f"task file {path} is not JSON lines: {_first_problem(path) or error}",
+            'write one JSON object a line, at least {"id": "…", "prompt": "…"}',
         ) from error
     missing = {"id", "prompt"} - set(frame.columns)
     if missing:
@@ -63,6 +65,23 @@ def _read_file(path: Path, split: str) -> pl.DataFrame:
         pl.lit(split).alias("split"),
         *(pl.col(name).alias(f"task_{name}") for name in others),
     )
+
+
+def _first_problem(path: Path) -> str:
+    """The first line that is no JSON object, since Polars counts characters; empty: Polars objects to something else."""
+    lines = path.read_bytes().splitlines()
+    if not any(line.strip() for line in lines):
+        return "it is empty"
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line) if line.strip() else {}
+        except json.JSONDecodeError as error:
+            return f"line {number}, column {error.colno}: {error.msg}"
+        except UnicodeDecodeError as error:
+            return f"line {number} is no UTF-8 text: {error.reason}"
+        if not isinstance(value, dict):
+            return f"line {number} is no object"
+    return ""
 
 
 def assign_tasks(episodes: pl.DataFrame, tasks: pl.DataFrame) -> pl.DataFrame:
