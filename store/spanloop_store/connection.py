@@ -19,6 +19,7 @@ from spanloop_store.engine import Engine, _chdb_client, open_engine
 from spanloop_store.errors import StoreUnavailable, StoreUrlError
 from spanloop_store.migrate import migrate as migrate_schema
 from spanloop_store.owner import read_owner
+from spanloop_store.tables import read_tables
 from spanloop_store.url import StoreUrl
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ _shared: dict[Path, tuple[Engine, int]] = {}
 _shared_lock = threading.RLock()
 
 
-def connect(url: str | StoreUrl | None = None, *, migrate: bool = True, make: bool = True) -> Client:
+def connect(
+    url: str | StoreUrl | None = None, *, migrate: bool = True, make: bool = True, served: bool = False
+) -> Client:
     """Opens a store.
 
     Embedded: while `spanloop up` runs on it, a client of its HTTP endpoint; else this process opens the engine, and
@@ -45,18 +48,22 @@ def connect(url: str | StoreUrl | None = None, *, migrate: bool = True, make: bo
         migrate: a server: bring its schema up to date. An embedded store always is.
         make: an embedded store: begin an empty one where there is none; False for what only reads, so that a mistyped
             path is an error and leaves no folders behind.
+        served: an embedded store: only through the process that serves it, for those who live beside that process and
+            must not hold its lock when it comes back from a crash.
 
     Raises:
         StoreUrlError: the URL is none, or the server refuses its user, password or database.
         StoreUnavailable: the server does not answer, the engine cannot open the path, or there is no store to read.
         StoreLocked: another process that serves nobody has the embedded store open.
-        SchemaError: the schema is newer than this program.
+        SchemaError: the schema is newer than this program, or another program's tables do not fit it.
     """
     parsed = StoreUrl.parse(url)
     if not parsed.embedded:
         client = _connect_server(parsed)
         if migrate:
             migrate_schema(client)
+        if any(table.cluster for table in read_tables(client).values()):
+            _set_up_for_cluster(client)
         return client
     engine = open_engine(parsed)
     if engine is None:
@@ -71,12 +78,24 @@ def connect(url: str | StoreUrl | None = None, *, migrate: bool = True, make: bo
                 password=owner.password,
                 database="default",
             )
+        if served:
+            raise StoreUnavailable(
+                f"nobody serves the store {parsed.redacted()} now", "is `spanloop up` still running?"
+            )
         if not make and not parsed.engine_path.exists():
             raise StoreUnavailable(
                 f"there is no store at {parsed.folder}",
                 f"check --store, or begin one: spanloop up --store {parsed.redacted()}",
             )
     return _connect_embedded(parsed)
+
+
+def _set_up_for_cluster(client: Client) -> None:
+    """Makes distributed tables behave as one table does."""
+    # An insert returns when every shard has its rows, and not when one node has them in a queue on its disk.
+    client.set_client_setting("distributed_foreground_insert", "1")
+    # A join or IN of two distributed tables asks all shards for both sides; the server's default is to refuse.
+    client.set_client_setting("distributed_product_mode", "global")
 
 
 def _connect_embedded(url: StoreUrl) -> Client:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 from xml.sax.saxutils import escape
 
+from spanloop_store import memory
 from spanloop_store.errors import StoreLocked, StoreUnavailable
 from spanloop_store.migrate import migrate
 from spanloop_store.owner import remove_owner
@@ -39,6 +40,8 @@ _ACCESS_XML = """<clickhouse>
   <access_control_improvements>
     <table_engines_require_grant>true</table_engines_require_grant>
   </access_control_improvements>
+  <max_server_memory_usage>{memory}</max_server_memory_usage>
+  <backups><allowed_path>{backups}</allowed_path></backups>
   <profiles><default/></profiles>
   <quotas><default/></quotas>
   <roles>
@@ -93,7 +96,8 @@ class Engine:
         StoreLocked: another process (named) has it open.
         StoreUnavailable: chdb is not installed, or cannot open the path.
         StoreUrlError: the URL names a server.
-        SchemaError: the store's schema is newer than this program.
+        SchemaError: the store's schema is newer than this program, or another program's tables do not fit it.
+        StoreSettingError: `SPANLOOP_ENGINE_MEMORY` is no amount of memory.
     """
 
     def __init__(self, url: str | StoreUrl | None = None) -> None:
@@ -108,6 +112,7 @@ class Engine:
         try:
             # Whoever holds the lock is the only owner: a file that lies here was left by a process that died.
             remove_owner(self.url)
+            self._query_bytes = int(memory.engine_bytes() * memory.QUERY_SHARE)
             self._access = _write_access(self.url)
             # Kept open so that the engine lives as long as this object, whatever clients come and go.
             self._keeper = self._open()
@@ -135,7 +140,7 @@ class Engine:
         return client
 
     def handle(self, role: str) -> Any:
-        """A raw `chdb` connection whose rights are cut down to a role, for queries of network users.
+        """A raw `chdb` connection whose rights and memory are cut down to a role, for queries of network users.
 
         Args:
             role: `WRITER_ROLE`, `READER_ROLE`, or `OWNER_ROLE` for statements that were checked by other means.
@@ -151,6 +156,9 @@ class Engine:
             build_connection_string(str(self.url.engine_path), self._options())
         )
         connection.query(f"SET ROLE {role}", "Null")
+        if role != OWNER_ROLE:
+            # Inserts and merges run without it: whatever is asked, they find memory left.
+            connection.query(f"SET max_memory_usage = {self._query_bytes}", "Null")
         return connection
 
     def close(self) -> None:
@@ -301,6 +309,8 @@ def _write_access(url: StoreUrl) -> Path:
     path.write_text(
         _ACCESS_XML.format(
             path=escape(str(path)),
+            memory=memory.engine_bytes(),
+            backups=escape(str(url.folder / "backups")),
             writer=WRITER_ROLE,
             reader=READER_ROLE,
             engines=engines,

@@ -46,3 +46,15 @@ class InvalidOtlp(SpanloopError):
 
 class SegmentRefused(SpanloopError):
     """The engine says that the bytes themselves are wrong: trying again would not help."""
+
+
+class NativeError(SpanloopError):
+    """Bytes of the Native format that cannot be read or served."""
+
+
+class BackupError(SpanloopError):
+    """A backup that cannot be made, read or restored; the store is as it was unless the message says otherwise."""
+
+
+class StoreSettingError(SpanloopError):
+    """A setting of the store that cannot be used as it is written."""

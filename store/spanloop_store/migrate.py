@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from spanloop_store.adopt import adopt, check
 from spanloop_store.errors import SchemaError
+from spanloop_store.retention import apply_default
+from spanloop_store.tables import read_tables
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -18,8 +21,10 @@ _DEDUPLICATED_TABLES = ("otel_traces", "otel_traces_trace_id_ts", "otel_logs", "
 _DEDUPLICATION_WINDOW = 10_000  # inserts remembered per table
 # Their rows stand in the collector's log, which forgets them once they are inserted: a power cut must not take them then.
 _SYNCED_TABLES = ("otel_traces", "otel_traces_trace_id_ts", "otel_logs")
+# What a migration does beyond its SQL.
+_AFTER = {3: apply_default}
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
-_SCHEMA_TABLE = """
+SCHEMA_TABLE = """
 CREATE TABLE IF NOT EXISTS spanloop_schema
 (
     `version` UInt32,
@@ -87,6 +92,9 @@ def schema_version(client: Client) -> int:
 def migrate(client: Client, steps: Sequence[Migration] | None = None) -> int:
     """Brings the store's schema to this program's version; does nothing where it is there already.
 
+    Upstream's tables that another program made are adopted: rows, columns and sorting keys stay, missing columns are added,
+    the deduplication window and the syncs are turned on.
+
     Every statement can run twice (`IF NOT EXISTS`), and a version is recorded after its statements, so a killed
     migration is simply repeated and two programs that start at once on a server do the same work twice.
 
@@ -98,7 +106,8 @@ def migrate(client: Client, steps: Sequence[Migration] | None = None) -> int:
         The schema version that the store has now.
 
     Raises:
-        SchemaError: the store's schema is newer than this program, or a statement failed.
+        SchemaError: the store's schema is newer than this program, tables of another program do not fit it, the tables are
+            a cluster's, whose schema is changed by hand, or a statement failed.
     """
     from clickhouse_connect.driver.exceptions import ClickHouseError
 
@@ -112,24 +121,36 @@ def migrate(client: Client, steps: Sequence[Migration] | None = None) -> int:
         )
     if present == newest:
         return present
-    client.command(_SCHEMA_TABLE)
+    check(client)
+    cluster = next((table.cluster for table in read_tables(client).values() if table.cluster), "")
+    if cluster:
+        raise SchemaError(
+            f"the tables are distributed over the cluster {cluster!r} and have schema version {present}, this program"
+            f" needs {newest}; nothing was changed",
+            f"spanloop store ddl --cluster {cluster} --since {present}, and run what it prints on any node",
+        )
+    client.command(SCHEMA_TABLE)
     for step in steps:
         if step.version <= present:
             continue
         try:
             for statement in step.statements:
                 client.command(statement)
+            if step.version == 1:
+                adopt(client)
+            if step.version in _AFTER:
+                _AFTER[step.version](client)
         except ClickHouseError as error:
             raise SchemaError(
                 f"migration {step.version:04d}_{step.name} failed: {error}",
                 "the earlier versions are untouched; check the rights of the store's user and run the command again",
             ) from error
         client.insert("spanloop_schema", [[step.version, step.name]], column_names=["version", "name"])
-    _remember_inserts(client)
+    remember_inserts(client)
     return newest
 
 
-def _remember_inserts(client: Client) -> None:
+def remember_inserts(client: Client) -> None:
     """Turns the deduplication window and the syncs on where another program made the table."""
     for tables, setting, assignment in (
         (

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from spanloop_store import Engine, SchemaError, migrate
-from spanloop_store.migrate import Migration, migrations, schema_version, split_statements
+from spanloop_store import Engine, SchemaError
+from spanloop_store.migrate import Migration, migrate, migrations, schema_version, split_statements
 
 MAP = "Map(LowCardinality(String), String)"
 LOW = "LowCardinality(String)"

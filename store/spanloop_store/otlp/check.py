@@ -64,22 +64,32 @@ def check_json(signal: Signal, body: bytes | str) -> Checked:
     """
     from google.protobuf import json_format
 
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidOtlp(f"the body is no JSON: {error}", "check the content type") from error
-    if not isinstance(document, dict):
-        raise InvalidOtlp("the body is JSON but no object", 'send {"resourceSpans": [...]}')
+    document = read_document(body)
     try:
         # Unknown fields are ignored, as the specification asks.
-        request = json_format.ParseDict(
-            _ids_to_base64(document), message_type(signal)(), ignore_unknown_fields=True
-        )
+        request = json_format.ParseDict(document, message_type(signal)(), ignore_unknown_fields=True)
     except (json_format.ParseError, RecursionError, UnicodeError) as error:
         raise InvalidOtlp(
             f"the body is no OTLP {signal.value} in JSON: {error}", "check the path and the field"
         ) from error
     return _check(signal, request, request.SerializeToString())
+
+
+def read_document(body: bytes | str) -> dict[str, Any]:
+    """A JSON body as protobuf's JSON mapping takes it: ids in base64, and half a surrogate pair as U+FFFD.
+
+    Such halves are what is left of an emoji where a JavaScript SDK cut a long text; protobuf takes no text that has one.
+
+    Raises:
+        InvalidOtlp: it is no JSON object.
+    """
+    try:
+        document = _for_protobuf(json.loads(body))
+    except (ValueError, RecursionError) as error:
+        raise InvalidOtlp(f"the body is no JSON: {error}", "check the content type") from error
+    if not isinstance(document, dict):
+        raise InvalidOtlp("the body is JSON but no object", 'send {"resourceSpans": [...]}')
+    return document
 
 
 def _check(signal: Signal, request: Any, body: bytes) -> Checked:
@@ -124,21 +134,33 @@ def _record_problem(trace_id: bytes, span_id: bytes) -> str:
     return ""
 
 
-def _ids_to_base64(value: Any) -> Any:
+def _for_protobuf(value: Any) -> Any:
     """Hex ids as the base64 that protobuf's own JSON mapping expects; an id that is no hex becomes an invalid id."""
+    if isinstance(value, str):
+        return _whole(value)
     if isinstance(value, list):
-        return [_ids_to_base64(item) for item in value]
+        return [_for_protobuf(item) for item in value]
     if not isinstance(value, dict):
         return value
     # Attribute keys are values here ({"key": ..., "value": ...}), so no user's key is mistaken for an id.
-    return {key: _id(item) if key in _ID_FIELDS else _ids_to_base64(item) for key, item in value.items()}
+    return {
+        _whole(key): _id(item) if key in _ID_FIELDS else _for_protobuf(item) for key, item in value.items()
+    }
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _id(text: Any) -> Any:
     import base64
 
     if not isinstance(text, str):
-        return text
+        return _for_protobuf(text)
     try:
         raw = bytes.fromhex(text)
     except ValueError:

@@ -52,3 +52,12 @@ def frames(data: bytes | memoryview) -> Iterator[Frame]:
             return
         yield Frame(offset, end, view[cursor:end])
         offset = end
+
+
+def count(data: memoryview) -> int:
+    """How many whole frames `data` begins with. Keeps no view of it."""
+    found = 0
+    for item in frames(data):
+        found += 1
+        item.payload.release()
+    return found

@@ -1,8 +1,7 @@
-"""Which requests the engine's SQL cannot render: hard.sql's predicate in Python, for stores that take no query on bytes."""
+"""Which requests the engine's SQL cannot render: the predicate of hard.sql in Python, for stores that take no query on bytes."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +10,8 @@ from spanloop_store.otlp.signals import Signal
 
 # Go's JSON writes \\u001f, the engine's \\u001F: those escapes whose number has a letter.
 _LETTERED_ESCAPE = re.compile("[\x0b\x0e\x0f\x1a-\x1f]")
+
+_PLAIN_BELOW = 1e21  # Go and the engine write an exponent from here on, and Go its sign
 
 
 def is_hard(signal: Signal, request: Any) -> bool:
@@ -50,15 +51,17 @@ def _value_hard(value: Any) -> bool:
         return len({member.key for member in members}) != len(members) or any(
             bool(_LETTERED_ESCAPE.search(member.key)) or _inner_hard(member.value) for member in members
         )
-    return False
+    return value.HasField("double_value") and _double_hard(value.double_value)
 
 
 def _inner_hard(value: Any) -> bool:
     kind = value.WhichOneof("value")
-    if kind == "array_value":
-        return len(value.array_value.values) > 0
-    if kind == "kvlist_value":
-        return len(value.kvlist_value.values) > 0
     if kind == "string_value":
         return _LETTERED_ESCAPE.search(value.string_value) is not None
-    return kind == "double_value" and not math.isfinite(value.double_value)
+    if kind == "double_value":
+        return _double_hard(value.double_value)
+    return kind in ("array_value", "kvlist_value", "bytes_value")
+
+
+def _double_hard(number: float) -> bool:
+    return not abs(number) < _PLAIN_BELOW  # NaN is not below anything

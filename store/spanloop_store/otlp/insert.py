@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import mmap
 import os
 import re
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -16,9 +18,9 @@ from google.protobuf.message import DecodeError
 
 from spanloop_store.errors import SegmentRefused, StoreUnavailable
 from spanloop_store.otlp import queries
-from spanloop_store.otlp.frames import frame, frames
+from spanloop_store.otlp.frames import count, frame, frames
 from spanloop_store.otlp.hard import is_hard
-from spanloop_store.otlp.queries import PROTOBUF, ROWS_FORMAT, TimeRange
+from spanloop_store.otlp.queries import PROTOBUF, ROWS_FORMAT, Reach, TimeRange
 from spanloop_store.otlp.rows import rows as python_rows
 from spanloop_store.otlp.rows import times
 from spanloop_store.otlp.signals import Signal, message_type
@@ -33,7 +35,8 @@ PART_SUFFIX = ".part"  # scratch files beside a segment; whoever finds one after
 # ClickHouse errors that say "not these bytes": the rest (memory, disk, network, a missing table) may pass, so the
 # segment stays in the log and is tried again. CANNOT_PARSE_*, CANNOT_READ_*, TOO_LARGE_STRING_SIZE,
 # ARGUMENT_OUT_OF_BOUND, INCORRECT_DATA, TYPE_MISMATCH, CANNOT_CONVERT_TYPE, VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE,
-# UNKNOWN_PROTOBUF_FORMAT, PROTOBUF_*, DECIMAL_OVERFLOW.
+# FUNCTION_THROW_IF_VALUE_IS_NON_ZERO (a value that the SQL does not render), UNKNOWN_PROTOBUF_FORMAT, PROTOBUF_*,
+# DECIMAL_OVERFLOW.
 _DATA_ERRORS = frozenset(
     {
         6,
@@ -53,6 +56,7 @@ _DATA_ERRORS = frozenset(
         130,
         131,
         321,
+        395,
         407,
         433,
         434,
@@ -132,12 +136,19 @@ class _Transport(Protocol):
         """(rows, hard) of each request."""
 
     def insert(
-        self, signal: Signal, fmt: str, token: str, data: Path | bytes, missing: TimeRange | None = None
+        self,
+        signal: Signal,
+        fmt: str,
+        token: str,
+        data: Path | bytes,
+        missing: TimeRange | None = None,
+        reach: Reach = Reach.ALL,
     ) -> None:
         """One INSERT … SELECT; with a token that was seen already it changes nothing.
 
         Args:
             missing: insert only rows that the table does not have, whose times lie in here; None: all rows.
+            reach: of Protobuf, which values are rendered; any other is a SegmentRefused, and no row is inserted.
         """
 
 
@@ -157,8 +168,9 @@ class SegmentInserter:
         self._transport: _Transport = _Embedded(client, quarantine) if embedded else _Server(client)
         self._quarantine = quarantine
         self._collector = collector
+        self._needs_care: set[Signal] = set()  # whose last segment held values for the fallback
 
-    def insert(self, path: Path, signal: Signal, *, again: bool = False) -> Inserted:
+    def insert(self, path: Path, signal: Signal, *, items: int = 0, again: bool = False) -> Inserted:
         """Inserts one whole segment; calling it again for the same file changes nothing.
 
         The segment's name is its deduplication token. The file is left where it is: remove it afterwards.
@@ -166,6 +178,8 @@ class SegmentInserter:
         Args:
             path: the segment.
             signal: what it holds.
+            items: spans or log records in it, where the caller counted them. Then the whole segment is tried with one
+                insert first, and nobody looks at its values before; 0: not known.
             again: an earlier attempt may have ended half-way (a crash, an error). The token alone is not enough then:
                 MergeTree writes it down *before* the part gets its name, so a process that is killed between the two
                 has the token and not the rows. What is missing is looked for in the table and inserted.
@@ -173,6 +187,27 @@ class SegmentInserter:
         Raises:
             StoreUnavailable: the engine cannot take it now; nothing is lost, try again.
         """
+        if items and not again and signal not in self._needs_care and self._insert_common(path, signal):
+            requests, size = _measure(path)
+            result = Inserted(path.name, signal, requests, items, 0, 0, 0)
+        else:
+            result, size = self._insert_carefully(path, signal, again=again)
+        self._record(result, size)
+        return result
+
+    def _insert_common(self, path: Path, signal: Signal) -> bool:
+        """The whole segment at once, as long as it holds no uncommon value; False: it does, and nothing was inserted."""
+        try:
+            reach = Reach.COMMON if signal is Signal.TRACES else Reach.ALL
+            self._transport.insert(signal, PROTOBUF, path.name, path, reach=reach)
+        except SegmentRefused as error:
+            # The block reaches the table when all of it is rendered, so there is nothing of it there.
+            log.debug("%s: the engine does not take it as a whole: %s", path.name, error)
+            return False
+        return True
+
+    def _insert_carefully(self, path: Path, signal: Signal, *, again: bool) -> tuple[Inserted, int]:
+        """Request by request where need be: each by the decoder that can; returns the segment's size too."""
         data = path.read_bytes()
         payloads = [item.payload for item in frames(data)]
         whole: Path | None = path
@@ -191,13 +226,13 @@ class SegmentInserter:
         ]
         attempt = _Attempt(path, signal, _times_of(signal, payloads) if again else None, len(payloads))
         easy = [request for request in requests if not request.hard]
+        # One segment is like the next: where the fallback had work, trying the whole first would be in vain.
+        (self._needs_care.discard if len(easy) == len(requests) else self._needs_care.add)(signal)
         self._insert_group(attempt, PROTOBUF, easy, whole=whole if len(easy) == len(requests) else None)
         self._insert_group(attempt, ROWS_FORMAT, [request for request in requests if request.hard])
         if attempt.missing is not None and signal is Signal.TRACES:
             _command(self._client, queries.complete_view(), parameters=attempt.missing._asdict())
-        result = attempt.result()
-        self._record(result, len(data))
-        return result
+        return attempt.result(), len(data)
 
     def _insert_group(
         self,
@@ -295,22 +330,33 @@ class _Embedded:
         return [(int(line.split(b"\t")[0]), line.split(b"\t")[1] == b"1") for line in text.splitlines()]
 
     def insert(
-        self, signal: Signal, fmt: str, token: str, data: Path | bytes, missing: TimeRange | None = None
+        self,
+        signal: Signal,
+        fmt: str,
+        token: str,
+        data: Path | bytes,
+        missing: TimeRange | None = None,
+        reach: Reach = Reach.ALL,
     ) -> None:
         if isinstance(data, Path):
-            self._run(signal, fmt, token, data, missing)
+            self._run(signal, fmt, token, data, missing, reach)
             return
         self._scratch.mkdir(parents=True, exist_ok=True)
-        part = self._scratch / f"{token or signal.value}.{os.getpid()}{PART_SUFFIX}"
+        # Several writers insert at a time, and an insert without a token has no name of its own.
+        own = f"{os.getpid()}-{threading.get_ident()}"
+        part = self._scratch / f"{token or signal.value}.{own}{PART_SUFFIX}"
         try:
             part.write_bytes(data)
-            self._run(signal, fmt, token, part, missing)
+            self._run(signal, fmt, token, part, missing, reach)
         finally:
             part.unlink(missing_ok=True)
 
-    def _run(self, signal: Signal, fmt: str, token: str, path: Path, missing: TimeRange | None) -> None:
-        source = queries.file_source(path, fmt, queries.structure(signal, fmt))
-        _command(self._client, queries.insert_query(signal, fmt, source, token, local=True, missing=missing))
+    def _run(
+        self, signal: Signal, fmt: str, token: str, path: Path, missing: TimeRange | None, reach: Reach
+    ) -> None:
+        source = queries.file_source(path, fmt, queries.structure(signal, fmt, reach))
+        query = queries.insert_query(signal, fmt, source, token, local=True, missing=missing, reach=reach)
+        _command(self._client, query)
 
 
 class _Server:
@@ -331,12 +377,29 @@ class _Server:
         return counts
 
     def insert(
-        self, signal: Signal, fmt: str, token: str, data: Path | bytes, missing: TimeRange | None = None
+        self,
+        signal: Signal,
+        fmt: str,
+        token: str,
+        data: Path | bytes,
+        missing: TimeRange | None = None,
+        reach: Reach = Reach.ALL,
     ) -> None:
-        source = queries.input_source(queries.structure(signal, fmt))
+        source = queries.input_source(queries.structure(signal, fmt, reach))
         body = data.read_bytes() if isinstance(data, Path) else data
-        query = queries.insert_query(signal, fmt, source, token, local=False, missing=missing)
-        _command(self._client, f"{query}\nFORMAT {fmt}", body)
+        query = queries.insert_query(signal, fmt, source, token, local=False, missing=missing, reach=reach)
+        # Before the rows, in the body: the query's 9 KB are 13 in a URL, and many a proxy takes 8.
+        _send(self._client, f"{query}\nFORMAT {fmt}\n".encode() + body)
+
+
+def _measure(path: Path) -> tuple[int, int]:
+    """(requests, bytes) of a segment, without reading what is in the requests."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        view = memoryview(data)
+        try:
+            return count(view), len(view)
+        finally:
+            view.release()
 
 
 def _look(signal: Signal, payload: memoryview) -> tuple[int, bool]:
@@ -371,13 +434,21 @@ def _encode_rows(signal: Signal, payloads: Iterable[memoryview]) -> bytes:
     return "\n".join(lines).encode()
 
 
-def _command(
-    client: Client, sql: str, data: bytes | None = None, parameters: dict[str, str | int] | None = None
-) -> None:
+def _send(client: Client, body: bytes) -> None:
+    """An INSERT with its data behind it."""
     from clickhouse_connect.driver.exceptions import ClickHouseError
 
     try:
-        client.command(sql, parameters=parameters, data=data)
+        client.raw_insert("", insert_block=body)  # no table: the body is sent as it is
+    except ClickHouseError as error:
+        raise _translate(error) from error
+
+
+def _command(client: Client, sql: str, parameters: Mapping[str, str | int] | None = None) -> None:
+    from clickhouse_connect.driver.exceptions import ClickHouseError
+
+    try:
+        client.command(sql, parameters=dict(parameters or {}))
     except ClickHouseError as error:
         raise _translate(error) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,40 +16,70 @@ PROTOBUF = "Protobuf"
 ROWS_FORMAT = "JSONCompactEachRow"
 _FOLDER = resources.files("spanloop_store.otlp")
 
-# Column types of the engine's reader over the messages of traces.proto and logs.proto. Nullable is how a member of a
-# oneof that is set to its zero differs from one that is not set; an Array of at most one does the same for messages.
-_SCALARS = "string_value Nullable(String), bool_value Nullable(Bool), int_value Nullable(Int64), double_value Nullable(Float64)"
-_INNER = f"Tuple({_SCALARS}, array_value Nullable(String), kvlist_value Nullable(String), bytes_value Nullable(String))"
-_VALUE = (
-    f"Tuple({_SCALARS}, array_value Array(Tuple(values Array({_INNER}))),"
-    f" kvlist_value Array(Tuple(values Array(Tuple(key String, value {_INNER})))), bytes_value Nullable(String))"
+# Column types of the engine's reader over the messages of traces.proto and logs.proto. The order of a tuple's members is
+# what the SQL files count on. A number is read as text. Nullable is how a member of a oneof that is set to its zero differs
+# from one that is not set (of a text or bytes that is rendered as it is, they are the same); an Array of at most one does
+# the same for messages.
+_NUMBERS = "int_value Nullable(String), bool_value Nullable(String), double_value Nullable(String)"
+_SCALARS = f"string_value String, {_NUMBERS}, bytes_value String"
+_INNER = (
+    f"Tuple(string_value Nullable(String), {_NUMBERS},"
+    " bytes_value Nullable(String), array_value Nullable(String), kvlist_value Nullable(String))"
 )
-_ATTRIBUTES = f"Array(Tuple(key String, value {_VALUE}))"
-_STRUCTURES = {
-    Signal.TRACES: (
-        f"resource_spans Array(Tuple(resource Tuple(attributes {_ATTRIBUTES}),"
+_ARRAY = f"Array(Tuple(values Array({_INNER})))"
+_KVLIST = f"Array(Tuple(values Array(Tuple(key String, value {_INNER}))))"
+# Enough to see that there is one.
+_SOME_ARRAY = "Array(Tuple(values Array(Tuple(int_value String))))"
+_SOME_KVLIST = "Array(Tuple(values Array(Tuple(key String))))"
+
+
+class Reach(Enum):
+    """Which values an insert renders; it stops at any other. What it reaches for has to be planned, whether it is there or not.
+
+    Its members: types of array and kvlist in a span's or a resource's attributes, the lambda for them in values.sql, and the
+    same for events and links.
+    """
+
+    # Nearly all spans: 30 ms to plan.
+    COMMON = (_ARRAY, _SOME_KVLIST, "array_text", _SOME_ARRAY, _SOME_KVLIST, "no_text")
+    # All that hard.sql does not call hard: 60 ms.
+    ALL = (_ARRAY, _KVLIST, "any_text", _ARRAY, _KVLIST, "any_text")
+
+
+def _value(array: str, kvlist: str) -> str:
+    return f"Tuple({_SCALARS}, array_value {array}, kvlist_value {kvlist})"
+
+
+def _attributes(array: str, kvlist: str) -> str:
+    return f"Array(Tuple(key String, value {_value(array, kvlist)}))"
+
+
+def _traces(reach: Reach) -> str:
+    array, kvlist, _, event_array, event_kvlist, _ = reach.value
+    own, event = _attributes(array, kvlist), _attributes(event_array, event_kvlist)
+    return (
+        f"resource_spans Array(Tuple(resource Tuple(attributes {own}),"
         " scope_spans Array(Tuple(scope Tuple(name String, version String), spans Array(Tuple("
         "trace_id String, span_id String, trace_state String, parent_span_id String, name String, kind Int32,"
-        f" start_time_unix_nano UInt64, end_time_unix_nano UInt64, attributes {_ATTRIBUTES},"
-        f" events Array(Tuple(time_unix_nano UInt64, name String, attributes {_ATTRIBUTES})),"
-        f" links Array(Tuple(trace_id String, span_id String, trace_state String, attributes {_ATTRIBUTES})),"
+        f" start_time_unix_nano UInt64, end_time_unix_nano UInt64, attributes {own},"
+        f" events Array(Tuple(time_unix_nano UInt64, name String, attributes {event})),"
+        f" links Array(Tuple(trace_id String, span_id String, trace_state String, attributes {event})),"
         " status Tuple(message String, code Int32)))))))"
-    ),
-    Signal.LOGS: (
-        f"resource_logs Array(Tuple(resource Tuple(attributes {_ATTRIBUTES}), schema_url String,"
-        f" scope_logs Array(Tuple(scope Tuple(name String, version String, attributes {_ATTRIBUTES}),"
-        " schema_url String, log_records Array(Tuple(time_unix_nano UInt64, observed_time_unix_nano UInt64,"
-        f" severity_number Int32, severity_text String, body {_VALUE}, attributes {_ATTRIBUTES}, flags UInt32,"
-        " trace_id String, span_id String, event_name String))))))"
-    ),
-}
+    )
+
+
+# A log's body is a nested kvlist more often than not: all of it is always declared.
+_LOGS = (
+    f"resource_logs Array(Tuple(resource Tuple(attributes {_attributes(_ARRAY, _KVLIST)}), schema_url String,"
+    f" scope_logs Array(Tuple(scope Tuple(name String, version String, attributes {_attributes(_ARRAY, _KVLIST)}),"
+    " schema_url String, log_records Array(Tuple(time_unix_nano UInt64, observed_time_unix_nano UInt64,"
+    f" severity_number Int32, severity_text String, body {_value(_ARRAY, _KVLIST)},"
+    f" attributes {_attributes(_ARRAY, _KVLIST)}, flags UInt32,"
+    " trace_id String, span_id String, event_name String))))))"
+)
 
 # What hard.sql reads: no text outside arrays and kvlists, which makes it much cheaper than a full decode.
-_HARD_INNER = "Tuple(string_value Nullable(String), double_value Nullable(Float64), array_value Nullable(String), kvlist_value Nullable(String))"
-_HARD_VALUE = (
-    f"Tuple(array_value Array(Tuple(values Array({_HARD_INNER}))),"
-    f" kvlist_value Array(Tuple(values Array(Tuple(key String, value {_HARD_INNER})))))"
-)
+_HARD_VALUE = f"Tuple(double_value Nullable(String), array_value {_ARRAY}, kvlist_value {_KVLIST})"
 _HARD_ATTRIBUTES = f"Array(Tuple(value {_HARD_VALUE}))"
 _HARD_STRUCTURES = {
     Signal.TRACES: (
@@ -64,16 +95,14 @@ _HARD_STRUCTURES = {
 }
 _HARD = {
     Signal.TRACES: (
-        "arraySum(r -> arraySum(s -> length(s.spans), r.scope_spans), resource_spans)",
-        "arrayExists(r -> attributes_hard(r.resource.attributes) OR arrayExists(s -> arrayExists(x -> attributes_hard(x.attributes)"
-        " OR arrayExists(k -> attributes_hard(k), x.events.attributes) OR arrayExists(k -> attributes_hard(k), x.links.attributes),"
-        " s.spans), r.scope_spans), resource_spans)",
+        "arraySum(r -> arraySum(s -> length(s.1), r.2), resource_spans)",
+        "arrayExists(r -> attributes_hard(r.1.1.1) OR arrayExists(s -> arrayExists(x -> attributes_hard(x.1.1)"
+        " OR arrayExists(k -> attributes_hard(k.1), x.2.1) OR arrayExists(k -> attributes_hard(k.1), x.3.1), s.1), r.2), resource_spans)",
     ),
     Signal.LOGS: (
-        "arraySum(r -> arraySum(s -> length(s.log_records), r.scope_logs), resource_logs)",
-        "arrayExists(r -> attributes_hard(r.resource.attributes) OR arrayExists(s -> attributes_hard(s.scope.attributes) OR arrayExists("
-        "x -> value_hard(x.body.array_value, x.body.kvlist_value) OR attributes_hard(x.attributes), s.log_records),"
-        " r.scope_logs), resource_logs)",
+        "arraySum(r -> arraySum(s -> length(s.2), r.2), resource_logs)",
+        "arrayExists(r -> attributes_hard(r.1.1.1) OR arrayExists(s -> attributes_hard(s.1.1.1) OR arrayExists("
+        "x -> double_hard(x.1.1) OR array_hard(x.1.2) OR kvlist_hard(x.1.3) OR attributes_hard(x.2.1), s.2), r.2), resource_logs)",
     ),
 }
 
@@ -102,28 +131,36 @@ def input_source(structure: str) -> str:
     return f"input({quote(structure)})"
 
 
-def structure(signal: Signal, fmt: str) -> str:
+def structure(signal: Signal, fmt: str, reach: Reach = Reach.ALL) -> str:
     """The columns of a source in one of the two formats."""
     if fmt == PROTOBUF:
-        return _STRUCTURES[signal]
+        return _traces(reach) if signal is Signal.TRACES else _LOGS
     return ", ".join(f"`{name}` {kind}" for name, kind in COLUMNS[signal].items())
 
 
 def insert_query(
-    signal: Signal, fmt: str, source: str, token: str, *, local: bool, missing: TimeRange | None = None
+    signal: Signal,
+    fmt: str,
+    source: str,
+    token: str,
+    *,
+    local: bool,
+    missing: TimeRange | None = None,
+    reach: Reach = Reach.ALL,
 ) -> str:
     """INSERT … SELECT of a segment's requests (`Protobuf`) or of the fallback's rows, ready but for a FORMAT clause.
 
     Args:
         signal: what the source holds.
         fmt: `PROTOBUF` or `ROWS_FORMAT`.
-        source: from `file_source` or `input_source`, with `structure(signal, fmt)`.
+        source: from `file_source` or `input_source`, with `structure(signal, fmt, reach)`.
         token: the deduplication token: the same insert with the same token happens once; empty: no deduplication.
         local: the engine runs in this process and reads the schema's file; else the schema travels in the query.
         missing: insert only the rows that the table does not have; their times lie in here. None: all rows.
+        reach: of Protobuf, which values are rendered; the engine throws (code 395) at any other.
     """
     if fmt == PROTOBUF:
-        body = _fill(f"{signal.value}.sql", source=source, values=_text("values.sql"))
+        body = _fill(f"{signal.value}.sql", source=source, values=_values(reach))
     else:
         names = ", ".join(f"`{name}`" for name in COLUMNS[signal])
         columns = ", ".join(f"{_column(name, kind)} AS `{name}`" for name, kind in COLUMNS[signal].items())
@@ -143,7 +180,7 @@ def hard_query(signal: Signal, path: Path) -> str:
     rows, hard = _HARD[signal]
     source = file_source(path, PROTOBUF, _HARD_STRUCTURES[signal])
     return (
-        _fill("hard.sql", source=source, rows=rows, hard=hard, signal=signal.value)
+        _fill("hard.sql", source=source, rows=rows, hard=hard, signal=signal.value, values=_values(Reach.ALL))
         + "\n"
         + _settings(signal, PROTOBUF, local=True)
     )
@@ -216,6 +253,12 @@ def _column(name: str, kind: str) -> str:
         target = "Map(LowCardinality(String), String)"
         return f"CAST(`{name}`, 'Array({target})')" if nested else f"CAST(`{name}`, '{target}')"
     return f"`{name}`"
+
+
+@cache
+def _values(reach: Reach) -> str:
+    _, _, span_text, _, _, event_text = reach.value
+    return _fill("values.sql", span_text=span_text, event_text=event_text)
 
 
 @cache

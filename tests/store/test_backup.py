@@ -1,0 +1,217 @@
+"""Backup and restore: every row comes back with every value, damage is seen, nothing that exists is written over."""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.collector.served_endpoint import Served, serving_engine
+
+from spanloop_store import Engine, Owner, StoreUnavailable, connect, remove_owner, write_owner
+from spanloop_store.backup import TABLES, backup, restore, row_hash
+from spanloop_store.errors import BackupError
+from spanloop_store.migrate import migrations
+from spanloop_store.tables import LOOKUP, read_columns
+
+SPANS = 300
+
+
+def fill(client: Any) -> None:
+    client.command(
+        "INSERT INTO otel_traces (Timestamp, TraceId, SpanId, SpanName, SpanAttributes, Events.Timestamp, Events.Name,"
+        " Events.Attributes, Links.TraceId, Links.SpanId, Links.TraceState, Links.Attributes)"
+        " SELECT toDateTime64('2026-05-01 23:59:00', 9) + number, toString(number % 100), toString(number), 'chat',"
+        f" map('text', repeat('ü', number % 5000), 'n', toString(number)), [now64(9)], ['e'], [map('k', 'v')], ['t'], ['s'],"
+        f" [''], [map()] FROM numbers({SPANS})"
+    )
+    client.command(
+        "INSERT INTO otel_logs (Timestamp, Body, LogAttributes) VALUES (now64(9), '\\0\\n', map('a', 'b'))"
+    )
+    client.command(
+        "INSERT INTO rewards (id, time, value) VALUES ('a', now64(9), NULL), ('b', now64(9), 0), ('c', now64(9), nan)"
+    )
+    client.command("INSERT INTO resources (kind, name, version, uri) VALUES ('model', 'm', 1, '/m')")
+    client.command(
+        "INSERT INTO promotions (kind, name, alias, action, version) VALUES ('model', 'm', 'production', 'promote', 1)"
+    )
+
+
+def contents(client: Any) -> dict[str, Any]:
+    """Count and hash of every table, and what the lookup answers."""
+    found: dict[str, Any] = {
+        name: client.query(
+            f"SELECT count(), sum({row_hash(read_columns(client, name))}) FROM {name}"
+        ).result_rows
+        for name in TABLES
+    }
+    found[LOOKUP] = client.query(
+        f"SELECT TraceId, min(Start), max(End) FROM {LOOKUP} GROUP BY TraceId ORDER BY TraceId"
+    ).result_rows
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    url = f"chdb://{tmp_path_factory.mktemp('source')}/s"
+    with Engine(url) as engine:
+        fill(engine.client())
+        expected = contents(engine.client())
+    return url, expected
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, source: tuple[str, dict[str, Any]]) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "b"
+    backup(source[0], str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["folder", "one.tar"])
+def test_there_and_back(source: tuple[str, dict[str, Any]], tmp_path: Path, name: str) -> None:
+    url, expected = source
+    lines: list[str] = []
+    done = backup(url, str(tmp_path / "backups" / name), lines.append)
+    assert done.rows["otel_traces"] == SPANS
+    assert any("otel_traces" in line for line in lines)
+    assert not list((tmp_path / "backups").glob("*.part"))
+    target = f"chdb://{tmp_path}/restored"
+    assert restore(target, str(tmp_path / "backups" / name)).rows == done.rows
+    with Engine(target) as engine:
+        assert contents(engine.client()) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backups", "restored"]
+    with pytest.raises(BackupError, match="not empty"):
+        restore(target, str(tmp_path / "backups" / name))
+    with pytest.raises(BackupError, match="exists; it is untouched"):
+        backup(url, str(tmp_path / "backups" / name))
+
+
+def test_the_tar_is_one_that_others_read(source: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    backup(source[0], str(tmp_path / "b.tar"))
+    with tarfile.open(tmp_path / "b.tar") as tar:
+        names = tar.getnames()
+        assert names[-1] == "manifest.json"
+        assert {"otel_traces/2026-05-01.native.zst", "otel_traces/2026-05-02.native.zst"} < set(names)
+        tar.extractall(tmp_path / "out", filter="data")
+    assert restore(f"chdb://{tmp_path}/r", str(tmp_path / "out")).rows["otel_traces"] == SPANS
+
+
+def test_while_up_runs(tmp_path: Path, source: tuple[str, dict[str, Any]]) -> None:
+    """Through the endpoint, as a command in another process does it, while rows arrive."""
+    url = f"chdb://{tmp_path}/s"
+    shutil.copytree(source[0].removeprefix("chdb://"), tmp_path / "s", symlinks=True)
+    with Engine(url) as engine, serving_engine(engine, tmp_path) as served:
+        other = as_server(served)
+        writer = served.client()
+        arrived: list[str] = []
+
+        def arrive(line: str) -> None:
+            writer.command("INSERT INTO otel_logs (Timestamp, Body) VALUES (now64(9), 'late')")
+            arrived.append(line)
+
+        done = backup(other, str(tmp_path / "b"), arrive)
+        assert arrived
+        assert done.rows["otel_traces"] == SPANS
+    restore(f"chdb://{tmp_path}/r", str(tmp_path / "b"))
+    with Engine(f"chdb://{tmp_path}/r") as engine:
+        found = contents(engine.client())
+    assert {**found, "otel_logs": None} == {**source[1], "otel_logs": None}
+
+
+def as_server(served: Served) -> str:
+    """The endpoint by the URL of a server: what a client in another process makes of owner.json."""
+    user = served.credentials.writer
+    return f"clickhouse://{user.name}:{user.password}@127.0.0.1:{served.port}/default"
+
+
+def test_into_a_server(tmp_path: Path, made: Path, source: tuple[str, dict[str, Any]]) -> None:
+    with Engine(f"chdb://{tmp_path}/s") as engine, serving_engine(engine, tmp_path) as served:
+        restore(as_server(served), str(made))
+        assert contents(engine.client()) == source[1]
+        with pytest.raises(BackupError, match="not empty"):
+            restore(as_server(served), str(made))
+
+
+def test_the_engines_own_backup(tmp_path: Path, source: tuple[str, dict[str, Any]]) -> None:
+    copy = tmp_path / "s"
+    shutil.copytree(source[0].removeprefix("chdb://"), copy, symlinks=True)
+    assert backup(f"chdb://{copy}", "File('today')").rows["otel_traces"] == SPANS
+    (tmp_path / "r").mkdir()
+    (copy / "backups").rename(tmp_path / "r" / "backups")
+    restore(f"chdb://{tmp_path}/r", "File('today')")
+    with Engine(f"chdb://{tmp_path}/r") as engine:
+        assert contents(engine.client()) == source[1]
+    with pytest.raises(BackupError, match="elsewhere"):
+        backup(f"chdb://{tmp_path}/r", "File('/elsewhere/x')")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest", "count"])
+def test_damage_is_seen_before_anything_is_restored(made: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(made, tmp_path / "b")
+    piece = tmp_path / "b" / "otel_traces" / "2026-05-01.native.zst"
+    manifest = tmp_path / "b" / "manifest.json"
+    data = piece.read_bytes()
+    if damage == "flip":
+        piece.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    elif damage == "cut":
+        piece.write_bytes(data[:-1])
+    elif damage == "missing":
+        piece.unlink()
+    elif damage == "manifest":
+        manifest.unlink()
+    else:
+        record = json.loads(manifest.read_text())
+        record["tables"]["rewards"]["rows"] += 1
+        manifest.write_text(json.dumps(record))
+    with pytest.raises(BackupError):
+        restore(f"chdb://{tmp_path}/r", str(tmp_path / "b"))
+    assert not (tmp_path / "r").exists()
+    assert not (tmp_path / "r.restoring").exists()
+
+
+def test_a_backup_of_a_later_program_is_refused(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "b")
+    manifest = tmp_path / "b" / "manifest.json"
+    for key, value in (("schema_version", len(migrations()) + 1), ("format", "spanloop-backup/2")):
+        record = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**record, key: value}))
+        with pytest.raises(BackupError) as caught:
+            restore(f"chdb://{tmp_path}/r", str(tmp_path / "b"))
+        assert "upgrade" in caught.value.hint
+        manifest.write_text(json.dumps(record))
+
+
+def test_a_backup_that_fails_leaves_nothing(tmp_path: Path, source: tuple[str, dict[str, Any]]) -> None:
+    def stop(line: str) -> None:
+        if "otel_traces" in line:
+            raise KeyboardInterrupt
+
+    for name in ("b", "b.tar"):
+        with pytest.raises(KeyboardInterrupt):
+            backup(source[0], str(tmp_path / name), stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_requests_that_wait_in_the_log_are_not_forgotten(tmp_path: Path) -> None:
+    with Engine(f"chdb://{tmp_path}/s"):
+        pass
+    (tmp_path / "s" / "log" / "x.traces.open").write_bytes(b"acknowledged")
+    with pytest.raises(BackupError, match="1 segments"):
+        backup(f"chdb://{tmp_path}/s", str(tmp_path / "b"))
+    with pytest.raises(StoreUnavailable, match="no store"):
+        backup(f"chdb://{tmp_path}/nothing", str(tmp_path / "b"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_store_that_is_open_elsewhere_is_not_replaced(tmp_path: Path, made: Path) -> None:
+    url = f"chdb://{tmp_path}/s"
+    with Engine(url):
+        write_owner(url, Owner(1, 1.0, "http://127.0.0.1:1"))
+        try:
+            with pytest.raises(BackupError, match="open in another process") as caught:
+                restore(url, str(made))
+        finally:
+            remove_owner(url)
+    assert "stop" in caught.value.hint
+    connect(url).close()
