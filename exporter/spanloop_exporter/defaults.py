@@ -17,14 +17,15 @@ from collections.abc import MutableMapping
 
 # Read once by the SDK when it is configured.
 SDK_DEFAULTS = {
-    "OTEL_TRACES_EXPORTER": "otlp",
+    # Through a spool on disk, over OTLP/HTTP; `otlp` is the SDK's own exporter, and nothing of ours.
+    "OTEL_TRACES_EXPORTER": "spanloop",
     # Rewards may come as `gen_ai.evaluation.result` log events.
-    "OTEL_LOGS_EXPORTER": "otlp",
+    "OTEL_LOGS_EXPORTER": "spanloop",
     # Spans carry latency and token counts already; the store has no table for metrics.
     "OTEL_METRICS_EXPORTER": "none",
-    # OTLP/gRPC refuses messages over 4 MiB, and with them a whole batch of long prompts.
+    # For whoever says `otlp`: OTLP/gRPC refuses messages over 4 MiB, and with them a whole batch of long prompts.
     "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-    # milliseconds; the SDK's own 5 s is what a killed process loses
+    # milliseconds; of `otlp`, the SDK's own 5 s is what a killed process loses
     "OTEL_BSP_SCHEDULE_DELAY": "1000",
 }
 # The SDK's 128 drops the *oldest* keys of a span: the operation's name and the first messages.

@@ -11,7 +11,9 @@ import signal
 import threading
 from types import FrameType
 
+from spanloop_exporter import calls, context, frameworks
 from spanloop_exporter.defaults import apply_instrumentor_defaults
+from spanloop_exporter.safety import quietly
 
 _log = logging.getLogger(__name__)
 
@@ -26,16 +28,30 @@ def pre_instrument() -> None:
 
 
 def post_instrument() -> None:
-    """Entry point `opentelemetry_post_instrument`: keep the spans that are queued when SIGTERM comes.
+    """Entry point `opentelemetry_post_instrument`: spans into the spool when they end, and a flush when SIGTERM comes.
 
     The SDK flushes at a normal exit only. An agent that handles SIGTERM itself, now or later, exits normally and is
     left alone.
     """
+    _write_through()
+    context.attach_from_environment()
+    calls.after_instrumentors()
+    frameworks.switch_on()
     if threading.current_thread() is not threading.main_thread():
         _log.debug("not in the main thread: no flush at SIGTERM")
         return
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _flush_and_terminate)
+
+
+@quietly
+def _write_through() -> None:
+    # Only where the spool is what the user wants: plain `otlp` is to run without anything of ours.
+    names = f"{os.environ.get('OTEL_TRACES_EXPORTER', '')},{os.environ.get('OTEL_LOGS_EXPORTER', '')}"
+    if "spanloop" in names:
+        from spanloop_exporter.spooling.processor import write_through
+
+        write_through()
 
 
 def _flush_and_terminate(number: int, _frame: FrameType | None) -> None:
@@ -46,7 +62,7 @@ def _flush_and_terminate(number: int, _frame: FrameType | None) -> None:
         flusher.start()
         flusher.join(FLUSH_AT_SIGTERM_S)
         if flusher.is_alive():
-            _log.warning("SIGTERM: the collector took too long, the last spans may be lost")
+            _log.warning("SIGTERM: the collector took too long; what is not in the spool is lost")
     finally:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ class Segment:
     signal: Signal
     size: int  # bytes
     items: int  # spans or log records in it; 0 where it was found at start-up and nobody counted
+    begun: float = 0.0  # Unix seconds of its first request; where it was found at start-up, of its last
 
     @property
     def name(self) -> str:
@@ -51,28 +51,41 @@ class SegmentLog:
         folder: where the segments lie; made if it is missing. Two logs may share it if their signals differ.
         signal: what the requests are.
         max_bytes: a segment that has reached this is sealed by `append`.
+        before_remove: called with a segment before its file is deleted, for what must outlive it on the disk.
     """
 
-    def __init__(self, folder: Path, signal: Signal, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        signal: Signal,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        before_remove: Callable[[Segment], None] | None = None,
+    ) -> None:
         self._folder = folder
         self._signal = signal
         self._max_bytes = max_bytes
+        self._before_remove = before_remove
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._path = Path()
         self._size = 0
         self._items = 0
+        self._begun = 0.0
         self._sealed: list[Segment] = []
-        self._run = f"{time.time_ns():x}-{secrets.token_hex(4)}"
+        self._run = new_run()
         self._count = 0
         _make_folder(folder)
 
-    def append(self, payloads: Sequence[bytes], items: int = 0) -> None:
+    def append(
+        self, payloads: Sequence[bytes], items: int = 0, then: Callable[[str], None] | None = None
+    ) -> None:
         """Writes requests and syncs them to the disk, all or none; on return they survive a crash.
 
         Args:
             payloads: serialised export requests, none of them empty.
             items: spans or log records in all of them.
+            then: called with the segment's name once they are synced and before anybody can seal or remove it.
 
         Raises:
             OSError: the disk is full or broken. The segment is cut back to what was there before.
@@ -90,8 +103,12 @@ class SegmentLog:
                 # A half-written request in the middle would hide all that is appended after it.
                 self._cut_back(descriptor)
                 raise
+            if not self._size:
+                self._begun = time.time()
             self._size += len(data)
             self._items += items
+            if then is not None:
+                then(self._path.name)
             if self._size >= self._max_bytes:
                 self._seal()
 
@@ -107,6 +124,8 @@ class SegmentLog:
 
     def remove(self, segment: Segment) -> None:
         """Deletes a segment whose rows are in the store."""
+        if self._before_remove is not None:
+            self._before_remove(segment)
         segment.path.unlink(missing_ok=True)
         with self._lock:
             self._sealed = [other for other in self._sealed if other.path != segment.path]
@@ -116,6 +135,13 @@ class SegmentLog:
         """Bytes in all segments, the open one included."""
         with self._lock:
             return self._size + sum(segment.size for segment in self._sealed)
+
+    @property
+    def oldest(self) -> float | None:
+        """Unix seconds at which the oldest request that is not removed yet was written; None: there is none."""
+        with self._lock:
+            begun = [segment.begun for segment in self._sealed]
+            return min([*begun, self._begun] if self._size else begun, default=None)
 
     def close(self) -> None:
         """Seals; the files stay."""
@@ -139,7 +165,7 @@ class SegmentLog:
         return found
 
     def _recover_file(self, path: Path, valid: Callable[[bytes], bool], quarantine: Path) -> Segment | None:
-        data = path.read_bytes()
+        data, written = path.read_bytes(), path.stat().st_mtime
         good = 0
         for item in frames(data):
             if not valid(bytes(item.payload)):
@@ -157,7 +183,7 @@ class SegmentLog:
         if not good:
             path.unlink()
             return None
-        return Segment(path, self._signal, good, 0)
+        return Segment(path, self._signal, good, 0, written)
 
     def _open(self) -> None:
         self._count += 1
@@ -184,7 +210,7 @@ class SegmentLog:
             log.exception("%s cannot be cut back; a new segment is begun", self._path.name)
             os.close(descriptor)
             if self._size:
-                self._sealed.append(Segment(self._path, self._signal, self._size, self._items))
+                self._sealed.append(Segment(self._path, self._signal, self._size, self._items, self._begun))
             self._descriptor = None
             self._size = self._items = 0
 
@@ -192,9 +218,14 @@ class SegmentLog:
         if self._descriptor is None or not self._size:
             return
         os.close(self._descriptor)
-        self._sealed.append(Segment(self._path, self._signal, self._size, self._items))
+        self._sealed.append(Segment(self._path, self._signal, self._size, self._items, self._begun))
         self._descriptor = None
         self._size = self._items = 0
+
+
+def new_run() -> str:
+    """A name for a run that no other run has, on this machine or another."""
+    return f"{time.time_ns():x}-{os.urandom(4).hex()}"
 
 
 def _make_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ def test_defaults_fill_what_is_unset_or_empty() -> None:
     apply_sdk_defaults(environ)
     apply_instrumentor_defaults(environ)
     assert environ["OTEL_EXPORTER_OTLP_PROTOCOL"] == "http/protobuf"
-    assert environ["OTEL_LOGS_EXPORTER"] == "otlp"
+    assert environ["OTEL_LOGS_EXPORTER"] == environ["OTEL_TRACES_EXPORTER"] == "spanloop"
     assert environ["OTEL_METRICS_EXPORTER"] == "none"
     assert environ["TRACELOOP_METRICS_ENABLED"] == "false"
     assert int(environ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"]) >= 1024

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.helpers import agents
+from tests.helpers.agents import assert_every_call_once, model_calls
 from tests.helpers.openai_stub import Stub, openai_stub
 from tests.helpers.otlp_receiver import ReceivedSpan, Receiver, otlp_receiver
 
 AGENTS = Path(__file__).parent / "agents"
-LAUNCHER = Path(sys.executable).parent / "opentelemetry-instrument"
 
 
 @pytest.fixture
@@ -33,30 +32,12 @@ def stub() -> Iterator[Stub]:
 def run_agent(
     script: str, *arguments: str, stub: Stub, receiver: Receiver, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end with the two OTEL variables that an agent needs, and `variables`."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("OTEL_", "TRACELOOP_", "OPENAI_"))
-    }
-    environment = kept | {
-        "OTEL_SERVICE_NAME": "calculator",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
-        "OPENAI_BASE_URL": stub.url,
-        "OPENAI_API_KEY": "x",
-        "LANGSMITH_TRACING": "false",
-        **variables,
-    }
-    command = [str(LAUNCHER), sys.executable, str(AGENTS / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return agents.run_agent(AGENTS / script, *arguments, stub=stub, receiver=receiver, **variables)
 
 
-def model_calls(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
-    return [
-        span
-        for span in spans
-        if "gen_ai.input.messages" in span.attributes and "gen_ai.response.id" in span.attributes
-    ]
+def arrived(receiver: Receiver, number: int) -> list[ReceivedSpan]:
+    """The model calls, once `number` of them have come."""
+    return model_calls(receiver.wait(lambda spans: len(model_calls(spans)) >= number))
 
 
 def task_of(span: ReceivedSpan) -> str:
@@ -72,7 +53,8 @@ def of_runs(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
 def test_a_tool_loop_is_captured_whole(stub: Stub, receiver: Receiver) -> None:
     ended = run_agent("openai_tools.py", stub=stub, receiver=receiver)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "two and two is four for m\n", "")
-    first, second = model_calls(receiver.spans)
+    first, second = arrived(receiver, 2)
+    assert_every_call_once(stub, [first, second])
     assert first.service == "calculator"
     assert first.attributes["gen_ai.operation.name"] == "chat"
     assert (first.attributes["gen_ai.response.id"], second.attributes["gen_ai.response.id"]) == (
@@ -95,7 +77,8 @@ def test_a_tool_loop_is_captured_whole(stub: Stub, receiver: Receiver) -> None:
 def test_threads_do_not_mix_their_calls(stub: Stub, receiver: Receiver) -> None:
     ended = run_agent("openai_tools.py", "--threads", stub=stub, receiver=receiver)
     assert ended.returncode == 0, ended.stderr
-    calls = model_calls(receiver.spans)
+    calls = arrived(receiver, 16)
+    assert_every_call_once(stub, calls)
     assert len({span.attributes["gen_ai.response.id"] for span in calls}) == len(calls) == 16
     by_task = defaultdict(list)
     for span in calls:
@@ -110,9 +93,11 @@ def test_threads_do_not_mix_their_calls(stub: Stub, receiver: Receiver) -> None:
 
 
 def test_async_streams_are_captured(stub: Stub, receiver: Receiver) -> None:
+    stub.tool = False
     ended = run_agent("openai_tools.py", "--async", stub=stub, receiver=receiver)
     assert ended.returncode == 0, ended.stderr
-    calls = model_calls(receiver.spans)
+    calls = arrived(receiver, 8)
+    assert_every_call_once(stub, calls)
     assert sorted(task_of(span) for span in calls) == [f"task {number}" for number in range(8)]
     assert len({span.attributes["gen_ai.response.id"] for span in calls}) == 8
     assert all("four" in span.attributes["gen_ai.output.messages"] for span in calls)
@@ -121,6 +106,7 @@ def test_async_streams_are_captured(stub: Stub, receiver: Receiver) -> None:
 def test_langchain_is_captured_with_its_tree(stub: Stub, receiver: Receiver) -> None:
     ended = run_agent("langchain_agent.py", stub=stub, receiver=receiver)
     assert (ended.returncode, ended.stdout) == (0, "two and two is four for m\n"), ended.stderr
+    arrived(receiver, 2)
     spans = of_runs(receiver.spans)
     assert len({span.trace_id for span in spans}) == 1
     ids = {span.span_id for span in spans}
@@ -135,6 +121,7 @@ def test_langchain_is_captured_with_its_tree(stub: Stub, receiver: Receiver) -> 
 def test_langgraph_runs_on_one_loop_stay_apart(stub: Stub, receiver: Receiver) -> None:
     ended = run_agent("langchain_agent.py", "--gather", stub=stub, receiver=receiver)
     assert ended.returncode == 0, ended.stderr
+    arrived(receiver, 16)
     spans = of_runs(receiver.spans)
     ids = {span.span_id: span for span in spans}
     assert sum(not span.parent_id for span in spans) == 8
@@ -157,13 +144,13 @@ def test_sigterm_loses_no_span_and_still_kills(stub: Stub, receiver: Receiver) -
     )
     assert ended.returncode == -15
     assert "not reached" not in ended.stdout
-    assert len(model_calls(receiver.spans)) == 2
+    assert len(arrived(receiver, 2)) == 2
 
 
 def test_what_the_user_says_stands(stub: Stub, receiver: Receiver) -> None:
     ended = run_agent("openai_tools.py", stub=stub, receiver=receiver, TRACELOOP_TRACE_CONTENT="false")
     assert ended.returncode == 0, ended.stderr
-    assert receiver.spans
+    receiver.wait(lambda spans: len(spans) >= 2)
     assert not any("gen_ai.input.messages" in span.attributes for span in receiver.spans)
     assert not any("task 0" in str(span.attributes) for span in receiver.spans)
 

@@ -31,7 +31,11 @@ class ReceivedSpan:
     kind: int
     status: int
     service: str
+    scope: str
+    start: int  # nanoseconds since 1970
+    end: int
     attributes: dict[str, Any]
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # name and attributes
 
     def json(self, key: str) -> Any:
         return json.loads(self.attributes[key])
@@ -43,6 +47,7 @@ class Receiver:
 
     url: str = ""
     spans: list[ReceivedSpan] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)  # the trace requests as they came, uncompressed
     away: bool = False
     refused: int = 0
     paths: set[str] = field(default_factory=set)
@@ -55,10 +60,10 @@ class Receiver:
             return web.Response(status=503)
         self.paths.add(request.path)
         if request.path == "/v1/traces":
-            message = ExportTraceServiceRequest.FromString(
-                gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
-            )
+            body = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+            message = ExportTraceServiceRequest.FromString(body)
             with self._arrived:
+                self.bodies.append(body)
                 self.spans.extend(_spans(message))
                 self._arrived.notify_all()
         return web.Response(
@@ -91,7 +96,11 @@ def _spans(message: ExportTraceServiceRequest) -> Iterator[ReceivedSpan]:
                     kind=span.kind,
                     status=span.status.code,
                     service=service,
+                    scope=scope.scope.name,
+                    start=span.start_time_unix_nano,
+                    end=span.end_time_unix_nano,
                     attributes=_attributes(span.attributes),
+                    events=[(event.name, _attributes(event.attributes)) for event in span.events],
                 )
 
 

@@ -1,0 +1,108 @@
+"""Frames of a segment as one OTLP request: neighbours of one resource and scope share its bytes, spans stay as they are.
+
+A request is a protobuf message, and the bytes of two messages in a row are their merge; so nothing is decoded here but
+the lengths of the outer fields. What comes out depends on the frames alone: a batch that is sent again is the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from spanloop_exporter.spooling.encoding import field
+
+_LENGTH_DELIMITED: Final = 2
+# Tags, field number and wire type in one: scope_spans in ResourceSpans and spans in ScopeSpans, or scope_logs and
+# log_records; resource_spans or resource_logs in an export request.
+_ITEMS: Final = 0x12
+_RESOURCES: Final = 0x0A
+
+
+class NotMergeable(ValueError):
+    """A message with outer fields that we do not know; its bytes may still be put behind others'."""
+
+
+def merge(payloads: Iterable[bytes | memoryview]) -> bytes:
+    """One request with all that the payloads hold, in order.
+
+    Args:
+        payloads: serialised ExportTraceServiceRequests, or all of them ExportLogsServiceRequests.
+    """
+    # resource bytes → scope bytes → spans; a dict keeps the order of first sight
+    resources: dict[bytes, dict[bytes, list[bytes]]] = {}
+    rest: list[bytes] = []
+    for payload in payloads:
+        message = bytes(payload)
+        try:
+            parsed = [
+                (resource, [_split(scope) for scope in scopes])
+                for resource, scopes in (_split(item) for item in _resources(message))
+            ]
+        except NotMergeable:
+            rest.append(message)
+            continue
+        for resource, scopes in parsed:
+            known = resources.setdefault(resource, {})
+            for scope, items in scopes:
+                known.setdefault(scope, []).extend(items)
+    merged = [
+        field(
+            _RESOURCES,
+            resource + b"".join(field(_ITEMS, scope + _items(items)) for scope, items in scopes.items()),
+        )
+        for resource, scopes in resources.items()
+    ]
+    return b"".join(merged + rest)
+
+
+def _items(items: list[bytes]) -> bytes:
+    return b"".join(field(_ITEMS, item) for item in items)
+
+
+def _resources(message: bytes) -> list[bytes]:
+    found = []
+    for tag, _, body in _fields(message):
+        if tag != _RESOURCES:
+            raise NotMergeable(tag)
+        found.append(body)
+    return found
+
+
+def _split(message: bytes) -> tuple[bytes, list[bytes]]:
+    """The fields that say whose the items are, as they stand; and the items."""
+    head, items = [], []
+    for tag, whole, body in _fields(message):
+        if tag == _ITEMS:
+            items.append(body)
+        else:
+            head.append(whole)
+    return b"".join(head), items
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """(tag, the field as it stands, body) of each field; all fields of the three outer messages are length-delimited."""
+    offset = 0
+    while offset < len(message):
+        start = offset
+        tag, offset = _varint(message, offset)
+        if tag & 7 != _LENGTH_DELIMITED:
+            raise NotMergeable(tag)
+        length, offset = _varint(message, offset)
+        end = offset + length
+        if end > len(message):
+            raise NotMergeable(tag)
+        yield tag, message[start:end], message[offset:end]
+        offset = end
+
+
+def _varint(message: bytes, offset: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        if offset >= len(message) or shift > 63:
+            raise NotMergeable(offset)
+        byte = message[offset]
+        offset += 1
+        number |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return number, offset
+        shift += 7

@@ -1,0 +1,101 @@
+"""An agent that uses the optional API; the parts of it to use are its arguments."""
+
+import asyncio
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+from opentelemetry import trace
+
+import spanloop
+
+QUESTION = [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 3?"}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a":  2}'}}
+
+
+def ask(text):
+    return openai.OpenAI().chat.completions.create(model="m", messages=[{"role": "user", "content": text}])
+
+
+def loop(name):
+    """A model and a tool that no instrumentor knows."""
+    messages = list(QUESTION)
+    with spanloop.model_call("own", messages, seed=7, temperature=0, tools=[{"name": "add"}]) as call:
+        answer = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+        call.answer(answer, finish_reason="tool_calls", response_id=f"{name}-1", output_tokens=4)
+    with spanloop.tool_call("add", {"a": 2}, id="c1") as tool:
+        tool.result({"sum": 5})
+    messages += [answer, {"role": "tool", "tool_call_id": "c1", "content": "5"}]
+    with spanloop.model_call("own", messages) as call:
+        call.answer(
+            "5",
+            response_id=f"{name}-2",
+            prompt_token_ids=[1, 2],
+            completion_token_ids=[[3]],
+            logprobs=[[-0.5]],
+        )
+    spanloop.reward(0.5, name="quality", label="fair", explanation="short")
+
+
+def manual():
+    with spanloop.session("s-manual", task="t-manual", run="r1", tier="gold") as session:
+        assert session.id == "s-manual"
+        loop("manual")
+    ask("outside")
+
+
+async def attempt(number):
+    async with (
+        spanloop.session(task="t-async", rollout=f"attempt-{number}"),
+        spanloop.model_call("own", QUESTION) as call,
+    ):
+        await asyncio.sleep(0)
+        call.answer(f"answer {number}")
+        spanloop.annotate(number=number)
+
+
+async def asynchronous():
+    await asyncio.gather(*(attempt(number) for number in range(3)))
+
+
+def untraced_tool():
+    """The step between two such calls is recovered when nobody records it."""
+    messages = [{"role": "user", "content": "untraced"}]
+    answer = {"role": "assistant", "tool_calls": [CALL]}
+    with spanloop.model_call("own", messages) as call:
+        call.answer(answer)
+    with spanloop.model_call(
+        "own", [*messages, answer, {"role": "tool", "tool_call_id": "c1", "content": "5"}]
+    ) as call:
+        call.answer("5")
+
+
+def rewards():
+    """Of the current span; of the last call; of a call by its id, from elsewhere; of a span that is named."""
+    with trace.get_tracer("agent").start_as_current_span("run") as run:
+        spanloop.reward(1, name="current")
+    first = ask("first")
+    spanloop.reward(True, name="last")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(spanloop.reward, 0.25, name="by id", response_id=first.id).result()
+    spanloop.reward(-1.0, name="ended", span=run)
+    spanloop.reward(0.75, name="unknown id", response_id="nobody's")
+
+
+def failing():
+    with spanloop.model_call("own", QUESTION):
+        raise ConnectionError("the model is away")
+
+
+PARTS = {
+    "manual": manual,
+    "asynchronous": lambda: asyncio.run(asynchronous()),
+    "untraced-tool": untraced_tool,
+    "rewards": rewards,
+    "failing": failing,
+}
+for part in sys.argv[1:]:
+    try:
+        PARTS[part]()
+    except ConnectionError as error:
+        print(error)

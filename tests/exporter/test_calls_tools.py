@@ -1,0 +1,149 @@
+"""Tool steps of plain loops become spans, once each, and never beside a span that somebody else emitted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.helpers.agents import run_agent, succeeded, tool_steps
+from tests.helpers.openai_stub import Stub, openai_stub, tool_calls
+from tests.helpers.otlp_receiver import ReceivedSpan, otlp_receiver
+
+AGENTS = Path(__file__).parent / "agents"
+LOOPS = ("objects", "replayed", "threads", "attempts", "decorated", "renamed", "nested", "resumed", "retried")
+
+
+def respond(request: dict[str, Any]) -> dict[str, Any]:
+    if request["messages"][-1]["role"] == "user" and request.get("tools") and len(request["messages"]) < 3:
+        # One id for all conversations, as servers do that count anew in every answer.
+        names = [tool["function"]["name"] for tool in request["tools"]]
+        return tool_calls(*((f"call_{index}", name, '{"a": 2,  "b": 3}') for index, name in enumerate(names)))
+    return {"role": "assistant", "content": "done"}
+
+
+def run(script: str, *loops: str, **variables: str) -> tuple[Stub, list[ReceivedSpan]]:
+    server = openai_stub(respond=respond, responses=True, refuses=("forbidden",))
+    if "langchain" not in script:  # whose instrumentation alone takes longer than these programs
+        variables["OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"] = "langchain"
+    with otlp_receiver() as receiver, server as stub:
+        succeeded(run_agent(AGENTS / script, *loops, stub=stub, receiver=receiver, **variables))
+        return stub, receiver.spans
+
+
+def recovered(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
+    return [span for span in spans if span.attributes.get("spanloop.recovered") == "messages"]
+
+
+def asking(spans: list[ReceivedSpan], step: ReceivedSpan) -> ReceivedSpan:
+    (parent,) = [span for span in spans if span.span_id == step.parent_id]
+    return parent
+
+
+@pytest.fixture(scope="module")
+def loops() -> list[ReceivedSpan]:
+    return run("tool_loops.py", *LOOPS)[1]
+
+
+def of(spans: list[ReceivedSpan], loop: str) -> list[ReceivedSpan]:
+    """The steps that were recovered below the calls of one loop."""
+    return [
+        step
+        for step in recovered(spans)
+        if f'"{loop}' in asking(spans, step).attributes["gen_ai.input.messages"]
+    ]
+
+
+def test_a_step_hangs_below_the_call_that_asked_for_it(loops: list[ReceivedSpan]) -> None:
+    (step,) = of(loops, "objects")
+    parent = asking(loops, step)
+    assert step.name == "execute_tool add"
+    assert step.kind == 1  # INTERNAL
+    assert step.trace_id == parent.trace_id
+    assert parent.json("spanloop.response.tool_calls")[0][0]["id"] == "call_0"
+    assert {
+        key: value for key, value in step.attributes.items() if key.startswith(("gen_ai", "spanloop"))
+    } == {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": "add",
+        "gen_ai.tool.type": "function",
+        "gen_ai.tool.call.id": "call_0",
+        "gen_ai.tool.call.arguments": '{"a": 2,  "b": 3}',
+        "gen_ai.tool.call.result": "5",
+        "spanloop.recovered": "messages",
+    }
+
+
+def test_a_step_lasts_from_the_answer_to_the_call_that_brings_its_result(loops: list[ReceivedSpan]) -> None:
+    (step,) = of(loops, "objects")
+    parent = asking(loops, step)
+    (next_call,) = [
+        span
+        for span in loops
+        if '"objects"' in span.attributes.get("gen_ai.input.messages", "") and span is not parent
+    ]
+    assert step.start == parent.end
+    assert step.start <= step.end
+    assert next_call.start <= step.end <= next_call.end
+
+
+@pytest.mark.parametrize(
+    ("loop", "steps"),
+    [("replayed", 1), ("threads", 4), ("attempts", 4), ("decorated", 0), ("renamed", 0), ("nested", 1), ("resumed", 1), ("retried", 1)],
+)  # fmt: skip
+def test_every_step_is_there_once(loops: list[ReceivedSpan], loop: str, steps: int) -> None:
+    assert len(of(loops, loop)) == steps
+
+
+def test_the_same_id_in_several_conversations_is_several_steps(loops: list[ReceivedSpan]) -> None:
+    for loop in ("threads", "attempts"):
+        assert len({step.parent_id for step in of(loops, loop)}) == 4
+    tasks = {
+        asking(loops, step).json("gen_ai.input.messages")[0]["parts"][0]["content"]
+        for step in of(loops, "threads")
+    }
+    assert tasks == {f"threads {number}" for number in range(4)}
+
+
+def test_attempts_side_by_side_keep_their_own_results(loops: list[ReceivedSpan]) -> None:
+    for step in of(loops, "attempts"):
+        assert step.attributes["gen_ai.tool.call.result"] == str(
+            asking(loops, step).attributes["gen_ai.request.seed"]
+        )
+
+
+def test_a_step_of_another_processs_conversation_has_what_the_history_says(loops: list[ReceivedSpan]) -> None:
+    (step,) = of(loops, "resumed")
+    assert step.attributes["gen_ai.tool.call.id"] == "far_2"
+    assert step.attributes["gen_ai.tool.call.arguments"] == '{"a": 2, "b": 0}'
+    assert step.attributes["gen_ai.tool.call.result"] == "2"
+
+
+@pytest.mark.parametrize("script", ["openai_chat.py", "openai_responses.py"])
+def test_parallel_tools_in_every_way_of_calling(script: str) -> None:
+    ways = ("sync", "stream", "async", "async-stream", *(("previous",) if "responses" in script else ()))
+    _, spans = run(script, *ways)
+    steps = recovered(spans)
+    assert tool_steps(spans) == steps
+    assert len(steps) == 2 * len(ways)
+    by_parent: dict[str, list[tuple[str, str]]] = {}
+    for step in steps:
+        told = (step.attributes["gen_ai.tool.name"], step.attributes["gen_ai.tool.call.result"])
+        by_parent.setdefault(step.parent_id, []).append(told)
+        assert json.loads(step.attributes["gen_ai.tool.call.arguments"]) == {"a": 2, "b": 3}
+    assert list(by_parent.values()) == [[("add", "5"), ("multiply", "6")]] * len(ways)
+
+
+def test_a_frameworks_own_tool_spans_stand_alone() -> None:
+    _, spans = run("langchain_agent.py", "--gather")
+    assert recovered(spans) == []
+    assert len(tool_steps(spans)) == 8
+
+
+def test_without_content_a_step_says_only_that_it_was() -> None:
+    _, spans = run("tool_loops.py", "objects", TRACELOOP_TRACE_CONTENT="false")
+    (step,) = recovered(spans)
+    assert step.attributes["gen_ai.tool.name"] == "add"
+    assert "gen_ai.tool.call.arguments" not in step.attributes
+    assert "gen_ai.tool.call.result" not in step.attributes
