@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import json
 import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from aiohttp import web
@@ -25,16 +24,16 @@ from spanloop_collector import grpc_receiver
 from spanloop_collector.addresses import TOKEN_VARIABLE, reserve, token_for
 from spanloop_collector.diagnostics import log_to_stderr
 from spanloop_collector.endpoint import Credentials, make_endpoint
+from spanloop_collector.folders import open_logs
 from spanloop_collector.http_receiver import make_receiver
 from spanloop_collector.intake import Intake
+from spanloop_collector.space import MAX_LOG_BYTES, MIN_FREE_BYTES, Space
 from spanloop_collector.statistics import Statistics
+from spanloop_collector.tls import Tls
 from spanloop_collector.writer import Writer
-from spanloop_exporter.segments import SegmentLog
 from spanloop_store import Engine, Owner, StoreUrl, connect, remove_owner, write_owner
-from spanloop_store.errors import InvalidOtlp, SpanloopError, StoreLocked
-from spanloop_store.otlp.check import check_protobuf
-from spanloop_store.otlp.insert import PART_SUFFIX, SegmentInserter
-from spanloop_store.otlp.signals import Signal
+from spanloop_store.errors import SpanloopError
+from spanloop_store.otlp.insert import SegmentInserter
 
 log = logging.getLogger("spanloop_collector.capture")
 
@@ -43,6 +42,11 @@ STOP_S = (
 )
 _GRPC_GRACE_S = 2.0
 _HTTP_GRACE_S = 2.0
+_MAX_URI_BYTES = (
+    1 << 20
+)  # ClickHouse's own http_max_uri_size: the query of an insert with a body is in its URL
+_FILE = click.Path(path_type=Path)
+_BYTES = click.IntRange(0)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,16 @@ class Options:
     otlp_http_port: int = 4318
     otlp_grpc_port: int = 4317
     clickhouse_port: int = 8123
+    local_port: int = (
+        0  # with TLS: a second OTLP/HTTP listener, plain and on loopback, for programs of this machine
+    )
     gateway: str = ""  # base URL of the gateway, for owner.json; empty: none runs
+    tls_cert: Path | None = None  # PEM files; None: no TLS
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    log: Path | None = None  # folder of the write-ahead log; None: the store's own
+    max_log_bytes: int = MAX_LOG_BYTES
+    min_free_bytes: int = MIN_FREE_BYTES
 
 
 @dataclass(frozen=True)
@@ -67,62 +80,7 @@ class Addresses:
     otlp_http: str
     otlp_grpc: str
     gateway: str
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where capture keeps its own files."""
-
-    log: Path
-    quarantine: Path
-
-
-def folders_for(url: StoreUrl) -> Folders:
-    """The store's own folders; for a server, ones under ~/.spanloop that are named after it."""
-    if url.embedded:
-        return Folders(url.log_path, url.quarantine_path)
-    name = hashlib.sha256(url.redacted().encode()).hexdigest()[:16]
-    base = Path.home() / ".spanloop" / "collector" / name
-    return Folders(base / "log", base / "quarantine")
-
-
-@contextlib.contextmanager
-def open_logs(folders: Folders) -> Iterator[dict[Signal, SegmentLog]]:
-    """The write-ahead logs, recovered, and closed in the end; only one process may have them open.
-
-    Raises:
-        StoreLocked: another process writes to the same folder.
-    """
-    folders.log.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folders.log / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreLocked(
-                f"another collector writes to {folders.log}; it is untouched",
-                "stop it, or name another --store",
-            ) from None
-        for part in folders.quarantine.glob(f"*{PART_SUFFIX}"):
-            part.unlink()
-        logs = {kind: SegmentLog(folders.log, kind) for kind in Signal}
-        for kind, segments in logs.items():
-            found = segments.recover(partial(_is_request, kind), folders.quarantine)
-            if found:
-                log.info("replaying %d segments of %s, %d bytes", len(found), kind.value, segments.size)
-        yield logs
-        for segments in logs.values():
-            segments.close()
-    finally:
-        os.close(descriptor)
-
-
-def _is_request(kind: Signal, payload: bytes) -> bool:
-    try:
-        check_protobuf(kind, payload)
-    except InvalidOtlp:
-        return False
-    return True
+    local: str = ""  # the OTLP/HTTP receiver for programs of this machine; the same but for TLS
 
 
 @contextlib.asynccontextmanager
@@ -132,10 +90,12 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
     Raises:
         StoreLocked: another process has the store.
         ListenError: a port is taken, or the address needs a token.
+        TlsError: a certificate or key cannot be used.
         StoreUnavailable: the engine cannot open, or the server does not answer.
     """
     url = StoreUrl.parse(options.store)
     token = token_for(options.host, os.environ.get(TOKEN_VARIABLE))
+    tls = Tls.of(options.tls_cert, options.tls_key, options.tls_client_ca)
     async with contextlib.AsyncExitStack() as stack:
         # The store first: a second `up` should hear who has it, and not that a port is taken.
         engine = stack.enter_context(Engine(url)) if url.embedded else None
@@ -143,14 +103,18 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
             connect(url).close()  # fail now, with a clear message, and bring the schema up to date
         http_socket = reserve(options.host, options.otlp_http_port, "--otlp-http-port")
         stack.callback(http_socket.close)
+        local_socket = None
+        if tls is not None:
+            local_socket = reserve("127.0.0.1", options.local_port, "--local-port")
+            stack.callback(local_socket.close)
         clickhouse = ""
         credentials = Credentials.generate()
         if engine is not None:
             endpoint_socket = reserve("127.0.0.1", options.clickhouse_port, "--clickhouse-port")
             stack.callback(endpoint_socket.close)
             clickhouse = f"http://127.0.0.1:{endpoint_socket.getsockname()[1]}"
-        folders = folders_for(url)
-        logs = stack.enter_context(open_logs(folders))
+        logs = stack.enter_context(open_logs(url, options.log))
+        folders = logs.folders
         statistics = Statistics()
 
         def open_inserter() -> SegmentInserter:
@@ -159,28 +123,45 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
                 client,
                 embedded=engine is not None,
                 quarantine=folders.quarantine,
-                collector=f"spanloop-{os.getpid()}",
+                collector=f"spanloop-{socket.gethostname()}-{os.getpid()}",
             )
 
-        writer = Writer(logs, open_inserter, statistics)
+        writer = Writer(logs.segments, open_inserter, statistics)
         writer.start()
         stack.push_async_callback(_stop_writer, writer)
         if engine is not None:
-            await stack.enter_async_context(_site(make_endpoint(engine, credentials), endpoint_socket))
-        intake = Intake(logs, writer, statistics)
+            await stack.enter_async_context(
+                _site(make_endpoint(engine, credentials), endpoint_socket, max_line_bytes=_MAX_URI_BYTES)
+            )
+        space = Space(
+            [folders.log, *([url.folder] if url.embedded else [])],
+            max_log_bytes=options.max_log_bytes,
+            min_free_bytes=options.min_free_bytes,
+        )
+        intake = Intake(logs.segments, writer, statistics, logs.repeats, space)
         server, grpc_port = await grpc_receiver.start_server(
-            intake, options.host, options.otlp_grpc_port, token=token
+            intake, options.host, options.otlp_grpc_port, token=token, tls=tls
         )
         stack.push_async_callback(server.stop, _GRPC_GRACE_S)
-        await stack.enter_async_context(_site(make_receiver(intake, token=token), http_socket))
+        receiver = make_receiver(intake, quarantine=folders.quarantine, token=token)
+        context = tls.context() if tls is not None else None
+        await stack.enter_async_context(_site(receiver, http_socket, context))
         shown = f"[{options.host}]" if ":" in options.host else options.host
+        otlp_http = f"{'https' if tls else 'http'}://{shown}:{http_socket.getsockname()[1]}"
+        local = otlp_http
+        if local_socket is not None:
+            # The gateway, `build` and `import` have no certificate to show, and the name in ours is not 127.0.0.1.
+            local = f"http://127.0.0.1:{local_socket.getsockname()[1]}"
+            receiver = make_receiver(intake, quarantine=folders.quarantine)
+            await stack.enter_async_context(_site(receiver, local_socket))
         addresses = Addresses(
             pid=os.getpid(),
             store=url.redacted(),
             clickhouse=clickhouse,
-            otlp_http=f"http://{shown}:{http_socket.getsockname()[1]}",
+            otlp_http=otlp_http,
             otlp_grpc=f"{shown}:{grpc_port}",
             gateway=options.gateway,
+            local=local,
         )
         if engine is not None:
             # Last: whoever finds it may use everything that it names.
@@ -190,7 +171,7 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
                     pid=os.getpid(),
                     started=time.time(),
                     clickhouse=clickhouse,
-                    otlp_http=addresses.otlp_http,
+                    otlp_http=addresses.local,
                     otlp_grpc=addresses.otlp_grpc,
                     gateway=options.gateway,
                     user=credentials.writer.name,
@@ -211,12 +192,23 @@ async def _stop_writer(writer: Writer) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _site(app: web.Application, listener: socket.socket) -> AsyncIterator[None]:
+async def _site(
+    app: web.Application,
+    listener: socket.socket,
+    tls: ssl.SSLContext | None = None,
+    max_line_bytes: int = 8190,
+) -> AsyncIterator[None]:
     # Bodies are unpacked by the handlers, which know their limits.
-    runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=_HTTP_GRACE_S)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        auto_decompress=False,
+        shutdown_timeout=_HTTP_GRACE_S,
+        max_line_size=max_line_bytes,
+    )
     await runner.setup()
     try:
-        await web.SockSite(runner, listener).start()
+        await web.SockSite(runner, listener, ssl_context=tls).start()
         yield
     finally:
         await runner.cleanup()
@@ -240,14 +232,19 @@ async def serve(options: Options) -> None:
 @click.option("--otlp-http-port", default=4318, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--otlp-grpc-port", default=4317, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--clickhouse-port", default=8123, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--local-port", default=0, type=click.IntRange(0, 65535), help="With TLS: plain, on loopback.")
 @click.option("--gateway", default="", help="Base URL of the gateway, to be named in owner.json.")
-def command(
-    store: str | None, host: str, otlp_http_port: int, otlp_grpc_port: int, clickhouse_port: int, gateway: str
-) -> None:
+@click.option("--tls-cert", type=_FILE, help="PEM file with the receivers' certificate.")
+@click.option("--tls-key", type=_FILE, help="PEM file with its key.")
+@click.option("--tls-client-ca", type=_FILE, help="PEM file with the authority of client certificates.")
+@click.option("--log", type=_FILE, help="Folder of the write-ahead log.")
+@click.option("--max-log", "max_log_bytes", type=_BYTES, default=MAX_LOG_BYTES)
+@click.option("--min-free", "min_free_bytes", type=_BYTES, default=MIN_FREE_BYTES)
+def command(**options: Any) -> None:
     """Receive OTLP, keep it, and serve the embedded store."""
     log_to_stderr(logging.INFO)
     try:
-        asyncio.run(serve(Options(store, host, otlp_http_port, otlp_grpc_port, clickhouse_port, gateway)))
+        asyncio.run(serve(Options(**options)))
     except SpanloopError as error:
         click.echo(f"error: {error.message}\nnext:  {error.hint}", err=True)
         sys.exit(1)

@@ -28,3 +28,11 @@ class Busy(SpanloopError):
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message, f"send it again in {retry_after_s} s")
         self.retry_after_s = retry_after_s
+
+
+class Throttled(Busy):
+    """Too many requests at once; nothing of this one was stored."""
+
+
+class TlsError(SpanloopError):
+    """A certificate or key cannot be used."""

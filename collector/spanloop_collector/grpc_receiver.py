@@ -1,33 +1,40 @@
-"""OTLP over gRPC: the three collector services on grpc.aio."""
+"""OTLP over gRPC: the three collector services on grpc.aio. Requests stay the bytes that were sent."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import (
-    LogsServiceServicer,
-    add_LogsServiceServicer_to_server,
-)
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
-    MetricsServiceServicer,
-    add_MetricsServiceServicer_to_server,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
-    TraceServiceServicer,
-    add_TraceServiceServicer_to_server,
-)
 
 from spanloop_collector.addresses import cannot_listen, reserve, shows_token
-from spanloop_collector.errors import Busy
-from spanloop_collector.http_receiver import MAX_BODY_BYTES, METRICS_NOT_STORED, count_points, response_for
+from spanloop_collector.answers import Refusal, accepted, encode, no_metrics, outcome, refusal_for
+from spanloop_collector.http_receiver import MAX_BODY_BYTES
 from spanloop_collector.intake import Intake
-from spanloop_store.errors import InvalidOtlp
+from spanloop_collector.tls import Tls
 from spanloop_store.otlp.signals import Signal
 
+log = logging.getLogger(__name__)
 
-async def start_server(intake: Intake, host: str, port: int, *, token: str | None = None) -> tuple[Any, int]:
+_SERVICES = {
+    "opentelemetry.proto.collector.trace.v1.TraceService": "traces",
+    "opentelemetry.proto.collector.logs.v1.LogsService": "logs",
+    "opentelemetry.proto.collector.metrics.v1.MetricsService": "metrics",
+}
+# How gRPC carries a google.rpc.Status with details.
+_DETAILS = "grpc-status-details-bin"
+
+
+async def start_server(
+    intake: Intake,
+    host: str,
+    port: int,
+    *,
+    token: str | None = None,
+    tls: Tls | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> tuple[Any, int]:
     """A started grpc.aio server, and the port that it listens on.
 
     Args:
@@ -35,6 +42,8 @@ async def start_server(intake: Intake, host: str, port: int, *, token: str | Non
         host: address to listen on.
         port: 0 for any free one.
         token: what senders must show as `authorization: Bearer TOKEN`; None: nothing.
+        tls: certificate and key; None: plain text.
+        max_body_bytes: the most that a request may be, before and after unpacking.
 
     Raises:
         ListenError: the port is taken.
@@ -45,18 +54,25 @@ async def start_server(intake: Intake, host: str, port: int, *, token: str | Non
     server = grpc.aio.server(
         options=[
             # gRPC's own 4 MiB would refuse one batch of long prompts.
-            ("grpc.max_receive_message_length", MAX_BODY_BYTES),
+            ("grpc.max_receive_message_length", max_body_bytes),
             # Without this a second process would share the port and take half of the spans.
             ("grpc.so_reuseport", 0),
         ],
         compression=grpc.Compression.NoCompression,
     )
-    add_TraceServiceServicer_to_server(_Traces(intake, token), server)  # type: ignore[no-untyped-call]  # generated
-    add_LogsServiceServicer_to_server(_Logs(intake, token), server)  # type: ignore[no-untyped-call]  # generated
-    add_MetricsServiceServicer_to_server(_Metrics(intake, token), server)  # type: ignore[no-untyped-call]  # generated
-    shown = f"[{host}]" if ":" in host else host
+    receiver = _Receiver(intake, token)
+    for service, signal in _SERVICES.items():
+        # No deserializer: the log keeps the bytes as they came, and a body that does not decode is INVALID_ARGUMENT, for
+        # which gRPC itself would say INTERNAL.
+        handler = grpc.unary_unary_rpc_method_handler(receiver.export(signal))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(f"{shown}:{port}")
+        bound = (
+            server.add_insecure_port(address)
+            if tls is None
+            else server.add_secure_port(address, tls.for_grpc())
+        )
     except RuntimeError as error:
         raise cannot_listen(host, port, "--otlp-grpc-port", OSError(str(error))) from error
     if not bound:
@@ -65,49 +81,48 @@ async def start_server(intake: Intake, host: str, port: int, *, token: str | Non
     return server, bound
 
 
-class _Service:
+class _Receiver:
     def __init__(self, intake: Intake, token: str | None) -> None:
         self._intake = intake
         self._token = token
 
-    async def _check_token(self, context: Any) -> None:
+    def export(self, signal: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        """The handler of one service's only method."""
+
+        async def handle(body: bytes, context: Any) -> bytes:
+            try:
+                with self._intake.space.in_flight() as room:
+                    self._check_token(context)
+                    room.grow(len(body))
+                    return await self._take(signal, body)
+            except Exception as error:
+                refusal = refusal_for(error)
+                if refusal.http == 500:
+                    log.exception("gRPC %s failed", signal)
+            log.warning("gRPC %s refused with %s: %s", signal, refusal.grpc.name, refusal)
+            self._count(signal, "busy" if refusal.retryable else "refused")
+            metadata = ((_DETAILS, refusal.status().SerializeToString()),)
+            await context.abort(refusal.grpc, refusal.message, trailing_metadata=metadata)
+            raise AssertionError("abort raises")
+
+        return handle
+
+    def _check_token(self, context: Any) -> None:
         metadata = dict(context.invocation_metadata() or ())
         if not shows_token(metadata.get("authorization"), self._token):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this collector needs a bearer token")
+            raise Refusal(401, grpc.StatusCode.UNAUTHENTICATED, "this collector needs a bearer token")
 
-    async def _take(self, signal: Signal, request: Any, context: Any) -> Any:
-        await self._check_token(context)
-        outcome = "refused"
-        try:
-            # gRPC has parsed the message already; its bytes are what the log keeps.
-            checked = await self._intake.take(signal, request.SerializeToString())
-            outcome = "partial" if checked.rejected else "ok"
-            return response_for(signal, checked)
-        except InvalidOtlp as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{error.message}; {error.hint}")
-        except Busy as error:
-            # UNAVAILABLE without details asks the sender to try again with its own back-off.
-            await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
-        finally:
-            self._intake.statistics.add(
-                "spanloop_requests_total", signal=signal.value, protocol="grpc", outcome=outcome
-            )
+    async def _take(self, signal: str, body: bytes) -> bytes:
+        if signal == "metrics":
+            answer = no_metrics(body, is_json=False)
+            self._count(signal, "partial" if answer.partial_success.rejected_data_points else "empty")
+            return encode(answer, is_json=False)
+        self._intake.statistics.add(
+            "spanloop_received_bytes_total", len(body), signal=signal, protocol="grpc"
+        )
+        taken = await self._intake.take(Signal(signal), body)
+        self._count(signal, outcome(taken.checked))
+        return encode(accepted(Signal(signal), taken.checked), is_json=False)
 
-
-class _Traces(_Service, TraceServiceServicer):
-    async def Export(self, request: Any, context: Any) -> Any:
-        return await self._take(Signal.TRACES, request, context)
-
-
-class _Logs(_Service, LogsServiceServicer):
-    async def Export(self, request: Any, context: Any) -> Any:
-        return await self._take(Signal.LOGS, request, context)
-
-
-class _Metrics(_Service, MetricsServiceServicer):
-    async def Export(self, request: Any, context: Any) -> Any:
-        await self._check_token(context)
-        answer = ExportMetricsServiceResponse()
-        answer.partial_success.rejected_data_points = count_points(request)
-        answer.partial_success.error_message = METRICS_NOT_STORED
-        return answer
+    def _count(self, signal: str, what: str) -> None:
+        self._intake.statistics.add("spanloop_requests_total", signal=signal, protocol="grpc", outcome=what)

@@ -1,62 +1,58 @@
-"""OTLP over HTTP (OTLP 1.7): protobuf and JSON, compressed or not, and the collector's own /healthz, /metrics, /flush."""
+"""OTLP over HTTP: protobuf and JSON, compressed or not, and the collector's own /healthz, /metrics, /flush."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
+import grpc
 from aiohttp import web
-from google.protobuf import json_format
-from google.protobuf.message import DecodeError
-from google.rpc.status_pb2 import Status
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
-    ExportMetricsServiceResponse,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from aiohttp.http_exceptions import PayloadEncodingError
 
 from spanloop_collector import encodings
 from spanloop_collector.addresses import shows_token
-from spanloop_collector.errors import Busy
+from spanloop_collector.answers import Refusal, accepted, encode, no_metrics, outcome, refusal_for
+from spanloop_collector.health import gauges, look
 from spanloop_collector.intake import Intake
-from spanloop_store.errors import InvalidOtlp
-from spanloop_store.otlp.check import Checked
+from spanloop_collector.space import InFlight
 from spanloop_store.otlp.signals import Signal
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 64 << 20  # unpacked; the OpenTelemetry Collector's own limit is 20 MiB, and prompts are long
+MAX_BODY_BYTES = (
+    64 << 20
+)  # as sent and unpacked; the specification recommends 20 MiB, and prompts are longer than metrics
 _PROTOBUF = "application/x-protobuf"
 _JSON = "application/json"
-# Codes of google.rpc.Code that belong to the HTTP statuses we give.
-_CODES = {400: 3, 401: 16, 413: 8, 415: 3, 503: 14}
-METRICS_NOT_STORED = "metrics are not stored by Spanloop; set OTEL_METRICS_EXPORTER=none"
-
-
-class Refusal(Exception):
-    """An answer that is not 200."""
-
-    def __init__(self, status: int, message: str, retry_after_s: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.retry_after_s = retry_after_s
+_ENCODINGS = "gzip, deflate, zstd, lz4"
+REPEATED_HEADER = "X-Spanloop-Repeated"  # `true`: the request was logged before
+_TOO_LARGE = "lower OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+# What HTTP itself refuses, before a handler sees it, in gRPC's words.
+_GRPC_CODES = {404: grpc.StatusCode.UNIMPLEMENTED, 405: grpc.StatusCode.UNIMPLEMENTED}
 
 
 def make_receiver(
-    intake: Intake, *, token: str | None = None, max_body_bytes: int = MAX_BODY_BYTES
+    intake: Intake,
+    *,
+    quarantine: Path,
+    token: str | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
 ) -> web.Application:
     """The receiver's routes. Run it with `auto_decompress=False`: bodies are unpacked here, with a limit.
 
     Args:
         intake: where requests go.
+        quarantine: the folder that /healthz and /metrics count.
         token: what senders must show as a bearer token; None: nothing.
         max_body_bytes: the most that a request may be, before and after unpacking.
     """
-    receiver = _Receiver(intake, token, max_body_bytes)
-    app = web.Application(client_max_size=max_body_bytes)
+    receiver = _Receiver(intake, quarantine, token, max_body_bytes)
+    app = web.Application(client_max_size=max_body_bytes, middlewares=[_with_status])
     app.router.add_post("/v1/traces", receiver.traces)
     app.router.add_post("/v1/logs", receiver.logs)
     app.router.add_post("/v1/metrics", receiver.metrics)
@@ -66,9 +62,27 @@ def make_receiver(
     return app
 
 
+@web.middleware
+async def _with_status(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Every 4xx and 5xx of an OTLP path is a google.rpc.Status in the encoding that was asked in ("Failures")."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400 or not request.path.startswith("/v1"):
+            raise
+        code = _GRPC_CODES.get(error.status, grpc.StatusCode.INVALID_ARGUMENT)
+        answer = _refused(
+            request, Refusal(error.status, code, f"{request.method} {request.path}: {error.reason}")
+        )
+        if "Allow" in error.headers:
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
+
+
 class _Receiver:
-    def __init__(self, intake: Intake, token: str | None, max_body_bytes: int) -> None:
+    def __init__(self, intake: Intake, quarantine: Path, token: str | None, max_body_bytes: int) -> None:
         self._intake = intake
+        self._quarantine = quarantine
         self._token = token
         self._max_body_bytes = max_body_bytes
 
@@ -79,34 +93,96 @@ class _Receiver:
         return await self._export(request, Signal.LOGS)
 
     async def metrics(self, request: web.Request) -> web.Response:
+        is_json = _is_json(request)
         try:
-            is_json, body = await self._body(request)
-            message = ExportMetricsServiceRequest()
-            if is_json:
-                json_format.Parse(body, message, ignore_unknown_fields=True)
-            else:
-                message.ParseFromString(body)
-        except Refusal as refusal:
-            return self._refuse(request, refusal)
-        except (DecodeError, json_format.ParseError, UnicodeDecodeError) as error:
-            return self._refuse(request, Refusal(400, f"the body is no ExportMetricsServiceRequest: {error}"))
-        answer = ExportMetricsServiceResponse()
-        answer.partial_success.rejected_data_points = count_points(message)
-        answer.partial_success.error_message = METRICS_NOT_STORED
-        self._intake.statistics.add(
-            "spanloop_requests_total", signal="metrics", protocol="http", outcome="refused"
-        )
+            with self._intake.space.in_flight() as room:
+                answer = no_metrics(await self._body(request, room), is_json=is_json)
+        except Exception as error:
+            return self._failed(request, "metrics", error)
+        self._count("metrics", "partial" if answer.partial_success.rejected_data_points else "empty")
         return _answer(answer, is_json)
 
+    async def _export(self, request: web.Request, signal: Signal) -> web.Response:
+        is_json = _is_json(request)
+        try:
+            with self._intake.space.in_flight() as room:
+                body = await self._body(request, room)
+                taken = await self._intake.take(signal, body, is_json=is_json)
+        except Exception as error:
+            return self._failed(request, signal.value, error)
+        what = outcome(taken.checked)
+        if what == "empty":
+            log.warning("an empty %s request from %s: nothing to store", signal.value, request.remote)
+        self._count(signal.value, what)
+        response = _answer(accepted(signal, taken.checked), is_json)
+        if taken.repeated:
+            response.headers[REPEATED_HEADER] = "true"
+        return response
+
+    async def _body(self, request: web.Request, room: InFlight) -> bytes:
+        if not shows_token(request.headers.get("Authorization"), self._token):
+            raise Refusal(
+                401,
+                grpc.StatusCode.UNAUTHENTICATED,
+                "this collector needs a token: OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer TOKEN'",
+            )
+        if request.content_type not in (_PROTOBUF, _JSON):
+            raise Refusal(
+                415,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"content type {request.content_type!r} is not OTLP; send {_PROTOBUF} or {_JSON}",
+            )
+        limit = self._max_body_bytes
+        too_large = Refusal(
+            413, grpc.StatusCode.RESOURCE_EXHAUSTED, f"the body is larger than {limit} bytes; {_TOO_LARGE}"
+        )
+        if (request.content_length or 0) > limit:
+            raise too_large
+        raw = bytearray()
+        try:
+            async for chunk in request.content.iter_any():
+                room.grow(len(chunk))
+                raw += chunk
+                if len(raw) > limit:
+                    raise too_large
+        except (ConnectionError, PayloadEncodingError, web.RequestPayloadError) as error:
+            raise Refusal(
+                400, grpc.StatusCode.INVALID_ARGUMENT, f"the body ended early: {error}", bad_data=True
+            ) from error
+        try:
+            body = encodings.decode(bytes(raw), request.headers.get("Content-Encoding", ""), limit)
+        except encodings.TooLarge as error:
+            raise Refusal(413, grpc.StatusCode.RESOURCE_EXHAUSTED, f"{error}; {_TOO_LARGE}") from error
+        except encodings.UnknownEncoding as error:
+            raise Refusal(415, grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+        except encodings.BadEncoding as error:
+            raise Refusal(400, grpc.StatusCode.INVALID_ARGUMENT, str(error), bad_data=True) from error
+        room.grow(len(body))
+        signal = request.path.rpartition("/")[2]
+        self._intake.statistics.add(
+            "spanloop_received_bytes_total", len(body), signal=signal, protocol="http"
+        )
+        return body
+
+    def _failed(self, request: web.Request, signal: str, error: Exception) -> web.Response:
+        refusal = refusal_for(error)
+        if refusal.http == 500:
+            log.exception("%s %s failed", request.method, request.path)
+        self._count(signal, "busy" if refusal.retryable else "refused")
+        return _refused(request, refusal)
+
+    def _count(self, signal: str, what: str) -> None:
+        self._intake.statistics.add("spanloop_requests_total", signal=signal, protocol="http", outcome=what)
+
     async def health(self, request: web.Request) -> web.Response:
-        """200 while requests are taken; the text says whether the store keeps up."""
+        """200 while requests are taken, 503 while they are not; the text says what is wrong or will soon be."""
         del request
-        error = self._intake.writer.last_error
-        return web.json_response({"status": "degraded" if error else "ok", "store": error or "ok"})
+        health = look(self._intake, self._quarantine)
+        return web.json_response(health.as_json(), status=200 if health.accepting else 503)
 
     async def prometheus(self, request: web.Request) -> web.Response:
         del request
-        text = self._intake.statistics.prometheus({"spanloop_log_bytes": self._intake.backlog_bytes})
+        text = self._intake.statistics.prometheus(gauges(self._intake, self._quarantine))
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def flush(self, request: web.Request) -> web.Response:
@@ -128,95 +204,24 @@ class _Receiver:
             return web.json_response({**counts, "error": why}, status=504)
         return web.json_response(counts)
 
-    async def _export(self, request: web.Request, signal: Signal) -> web.Response:
-        try:
-            is_json, body = await self._body(request)
-            checked = await self._take(signal, body, is_json)
-        except Refusal as refusal:
-            self._count(signal, "refused")
-            return self._refuse(request, refusal)
-        self._count(signal, "partial" if checked.rejected else "ok")
-        return _answer(response_for(signal, checked), is_json)
 
-    async def _take(self, signal: Signal, body: bytes, is_json: bool) -> Checked:
-        try:
-            return await self._intake.take(signal, body, is_json=is_json)
-        except InvalidOtlp as error:
-            raise Refusal(400, f"{error.message}; {error.hint}") from error
-        except Busy as error:
-            raise Refusal(503, error.message, error.retry_after_s) from error
-
-    async def _body(self, request: web.Request) -> tuple[bool, bytes]:
-        if not shows_token(request.headers.get("Authorization"), self._token):
-            raise Refusal(
-                401, "this collector needs a token: OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer TOKEN'"
-            )
-        if request.content_type not in (_PROTOBUF, _JSON):
-            raise Refusal(
-                415, f"content type {request.content_type!r} is not OTLP; send {_PROTOBUF} or {_JSON}"
-            )
-        limit = self._max_body_bytes
-        if (request.content_length or 0) > limit:
-            raise Refusal(413, f"the body is larger than {limit} bytes; lower OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
-        try:
-            raw = await request.read()
-        except web.HTTPRequestEntityTooLarge as error:
-            raise Refusal(
-                413, f"the body is larger than {limit} bytes; lower OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
-            ) from error
-        try:
-            body = encodings.decode(raw, request.headers.get("Content-Encoding", ""), limit)
-        except encodings.TooLarge as error:
-            raise Refusal(413, f"{error}; lower OTEL_BSP_MAX_EXPORT_BATCH_SIZE") from error
-        except encodings.BadEncoding as error:
-            raise Refusal(400, str(error)) from error
-        return request.content_type == _JSON, body
-
-    def _count(self, signal: Signal, outcome: str) -> None:
-        self._intake.statistics.add(
-            "spanloop_requests_total", signal=signal.value, protocol="http", outcome=outcome
-        )
-
-    def _refuse(self, request: web.Request, refusal: Refusal) -> web.Response:
-        """google.rpc.Status in the encoding that was asked in (OTLP/HTTP, "Failures")."""
-        log.warning("%s %s refused with %d: %s", request.method, request.path, refusal.status, refusal)
-        status = Status(code=_CODES[refusal.status], message=str(refusal))
-        response = _answer(status, request.content_type == _JSON)
-        response.set_status(refusal.status)
-        if refusal.retry_after_s is not None:
-            response.headers["Retry-After"] = str(refusal.retry_after_s)
-        return response
+def _is_json(request: web.Request) -> bool:
+    return request.content_type == _JSON
 
 
-def response_for(signal: Signal, checked: Checked) -> ExportTraceServiceResponse | ExportLogsServiceResponse:
-    """The answer to an export: what was left out, and why; empty when all was taken."""
-    if signal is Signal.TRACES:
-        traces = ExportTraceServiceResponse()
-        if checked.rejected:
-            traces.partial_success.rejected_spans = checked.rejected
-            traces.partial_success.error_message = checked.reason
-        return traces
-    logs = ExportLogsServiceResponse()
-    if checked.rejected:
-        logs.partial_success.rejected_log_records = checked.rejected
-        logs.partial_success.error_message = checked.reason
-    return logs
+def _answer(message: Any, is_json: bool) -> web.Response:
+    # Without a charset: the specification asks for the very content type of the request.
+    return web.Response(body=encode(message, is_json=is_json), content_type=_JSON if is_json else _PROTOBUF)
 
 
-def count_points(request: ExportMetricsServiceRequest) -> int:
-    """Data points of all kinds in a metrics request."""
-    points = 0
-    for resource in request.resource_metrics:
-        for scope in resource.scope_metrics:
-            for metric in scope.metrics:
-                kind = metric.WhichOneof("data")
-                if kind is not None:
-                    points += len(getattr(metric, kind).data_points)
-    return points
-
-
-def _answer(message: object, is_json: bool) -> web.Response:
-    if is_json:
-        text = json.dumps(json_format.MessageToDict(message))  # type: ignore[arg-type]  # any generated message
-        return web.Response(text=text, content_type=_JSON)
-    return web.Response(body=message.SerializeToString(), content_type=_PROTOBUF)  # type: ignore[attr-defined]  # ditto
+def _refused(request: web.Request, refusal: Refusal) -> web.Response:
+    log.warning("%s %s refused with %d: %s", request.method, request.path, refusal.http, refusal)
+    response = _answer(refusal.status(), _is_json(request))
+    response.set_status(refusal.http)
+    if refusal.retry_after_s is not None:
+        response.headers["Retry-After"] = str(refusal.retry_after_s)
+    if refusal.http == 415:
+        response.headers["Accept-Encoding"] = _ENCODINGS  # RFC 9110, 15.5.16
+    if refusal.http == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 11.6.1
+    return response

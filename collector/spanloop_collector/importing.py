@@ -7,23 +7,31 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from spanloop_collector.addresses import TOKEN_VARIABLE
-from spanloop_collector.capture import folders_for, open_logs
 from spanloop_collector.errors import ImportFailed
 from spanloop_collector.files import Found, read_requests
+from spanloop_collector.folders import open_logs
+from spanloop_collector.http_receiver import REPEATED_HEADER
+from spanloop_collector.repeats import told_apart
+from spanloop_collector.spooled import LeftSpool, left_spools
 from spanloop_store import Engine, StoreUrl, connect, flush, read_owner
 from spanloop_store.errors import StoreUnavailable
 from spanloop_store.otlp.insert import SegmentInserter
-from spanloop_store.otlp.signals import Signal
+from spanloop_store.otlp.rows import times
+from spanloop_store.otlp.signals import Signal, message_type
+from spanloop_store.retention import read_retention
 
 _TIMEOUT_S = 60
 _PATIENCE_S = 60.0  # of a collector that pushes back
 _PROGRESS_S = 2.0
-Sink = Callable[[Found], None]
+_RETRYABLE = (429, 502, 503, 504)
+Sink = Callable[[Found], bool]  # whether the request was stored before, and was not stored again
 
 
 @dataclass
@@ -35,36 +43,66 @@ class Summary:
     spans: int = 0
     log_records: int = 0
     rejected: int = 0
+    repeated: int = (
+        0  # items of requests that were stored before; they are not among `spans` and `log_records`
+    )
     reasons: tuple[str, ...] = ()
+    living: int = 0  # segments of a spool that were left alone: their processes run, and send them
+    dropped: int = (
+        0  # items that agents dropped from the spool since it was made; their reasons are in its account.json
+    )
 
 
 def import_files(store: str | None, paths: Sequence[Path], progress: Callable[[str], None]) -> Summary:
     """Takes the requests of all files; on return they are queryable.
 
-    Every file is read and checked before anything is stored, so a bad file leaves the store as it was.
+    Every file is read and checked before anything is stored, so a bad file leaves the store as it was. A folder is the
+    spool of agents: what dead ones left there is taken, and deleted once it is queryable.
 
     Raises:
-        ImportFailed: a file is bad (named with its line), or the collector refused a request.
+        ImportFailed: a file is bad (named with its line), it holds what the store would expire at once, or the collector
+            refused a request.
         StoreUnavailable, StoreLocked: the store cannot be opened.
     """
-    summary = Summary(files=len(paths))
-    for path in paths:
-        for _ in read_requests(path):
-            pass
+    with left_spools(paths) as spools:
+        summary = _import(store, paths, spools, progress)
+        for spool in spools.values():
+            spool.remove()
+            told = spool.report  # what is ours would count as a living process's
+            summary.living += told.live_segments
+            summary.dropped += sum(told.account.dropped.values())
+    return summary
+
+
+def _import(
+    store: str | None,
+    paths: Sequence[Path],
+    spools: Mapping[Path, LeftSpool],
+    progress: Callable[[str], None],
+) -> Summary:
+    def requests(path: Path) -> Iterator[Found]:
+        return spools[path].requests() if path in spools else read_requests(path)
+
+    summary = Summary(files=sum(len(spools[path]) if path in spools else 1 for path in paths))
     url = StoreUrl.parse(store)
+    oldest_s = None
+    for path in paths:
+        for found in requests(path):
+            oldest_s = _older(oldest_s, found)
+    _refuse_expired(url, oldest_s)
     said = time.monotonic()
     reasons: list[str] = []
     with _sink(url) as send:
         for path in paths:
-            for found in read_requests(path):
+            for found in requests(path):
                 checked = found.checked
                 summary.requests += 1
                 summary.rejected += checked.rejected
                 if checked.reason:
                     reasons.append(f"{found.where}: {checked.reason}")
-                if checked.payload:
-                    send(found)
-                if found.signal is Signal.TRACES:
+                if checked.payload and send(found):
+                    summary.repeated += checked.items
+                elif found.signal is Signal.TRACES:
                     summary.spans += checked.items
                 else:
                     summary.log_records += checked.items
@@ -73,6 +111,27 @@ def import_files(store: str | None, paths: Sequence[Path], progress: Callable[[s
                     progress(f"{path.name}: {summary.spans} spans, {summary.log_records} log records so far")
     summary.reasons = tuple(reasons)
     return summary
+
+
+def _older(oldest_s: float | None, found: Found) -> float | None:
+    """The oldest time so far; one that was never set (0) is none."""
+    request = message_type(found.signal).FromString(found.checked.payload)
+    found_s = min((time_ns / 1e9 for time_ns in times(found.signal, request) if time_ns > 0), default=None)
+    return min((one for one in (oldest_s, found_s) if one is not None), default=None)
+
+
+def _refuse_expired(url: StoreUrl, oldest_s: float | None) -> None:
+    """Raises ImportFailed where the engine would delete the oldest rows as soon as it has them."""
+    if oldest_s is None:
+        return
+    with contextlib.closing(connect(url)) as client:
+        days = min((kept.days for kept in read_retention(client) if kept.days), default=None)
+    oldest = datetime.fromtimestamp(oldest_s, UTC)
+    if days is not None and oldest < datetime.now(UTC) - timedelta(days=days):
+        raise ImportFailed(
+            f"the oldest items are of {oldest:%Y-%m-%d}, and the store keeps {days} days; nothing was stored",
+            "spanloop store retention --off (or --days N), then import again",
+        )
 
 
 @contextlib.contextmanager
@@ -85,31 +144,39 @@ def _sink(url: StoreUrl) -> Iterator[Sink]:
         return
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(Engine(url)) if url.embedded else None
-        folders = folders_for(url)
-        logs = stack.enter_context(open_logs(folders))
+        logs = stack.enter_context(open_logs(url))
         client = engine.client() if engine is not None else connect(url)
         inserter = SegmentInserter(
-            client, embedded=engine is not None, quarantine=folders.quarantine, collector="spanloop-import"
+            client,
+            embedded=engine is not None,
+            quarantine=logs.folders.quarantine,
+            collector="spanloop-import",
         )
 
         def drain() -> None:
-            for signal, segments in logs.items():
+            for signal, segments in logs.segments.items():
                 for segment in segments.sealed():
                     # What an earlier run left may be half inserted.
                     inserter.insert(segment.path, signal, again=not segment.items)
                     segments.remove(segment)
 
-        def append(found: Found) -> None:
-            logs[found.signal].append([found.checked.payload], found.checked.items)
+        def append(found: Found) -> bool:
+            payload = found.checked.payload
+            digest = logs.repeats.digest(found.signal, payload)
+            if digest in logs.repeats and told_apart(found.signal, payload):
+                return True
+            logged = partial(logs.repeats.logged, [digest])
+            logs.segments[found.signal].append([payload], found.checked.items, logged)
             drain()
+            return False
 
         yield append
-        for segments in logs.values():
+        for segments in logs.segments.values():
             segments.seal()
         drain()
 
 
-def _post(address: str, found: Found) -> None:
+def _post(address: str, found: Found) -> bool:
     token = os.environ.get(TOKEN_VARIABLE)
     request = urllib.request.Request(  # noqa: S310  # the address is the owner's own
         f"{address.rstrip('/')}/v1/{found.signal.value}",
@@ -121,10 +188,10 @@ def _post(address: str, found: Found) -> None:
     give_up = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            with opener.open(request, timeout=_TIMEOUT_S):
-                return
+            with opener.open(request, timeout=_TIMEOUT_S) as answer:
+                return REPEATED_HEADER in answer.headers
         except urllib.error.HTTPError as error:
-            if error.code == 503 and time.monotonic() < give_up:
+            if error.code in _RETRYABLE and time.monotonic() < give_up:
                 time.sleep(float(error.headers.get("Retry-After", "1")))
                 continue
             raise ImportFailed(

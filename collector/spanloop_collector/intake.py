@@ -6,8 +6,12 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
 from spanloop_collector.errors import Busy
+from spanloop_collector.repeats import Repeats, told_apart
+from spanloop_collector.space import Space
 from spanloop_collector.statistics import Statistics
 from spanloop_collector.writer import Writer
 from spanloop_exporter.segments import SegmentLog
@@ -16,7 +20,22 @@ from spanloop_store.otlp.signals import Signal
 
 log = logging.getLogger(__name__)
 
-MAX_BACKLOG_BYTES = 4 << 30  # of segments that the store has not taken; beyond it senders are asked to wait
+# Long enough for an insert or two, shorter than what SDKs give a batch before they drop it.
+_NO_ROOM_RETRY_S = 5
+_BROKEN_RETRY_S = 10
+
+
+class Taken(NamedTuple):
+    """A request that is on the disk."""
+
+    checked: Checked
+    repeated: bool  # the same request was logged before, and was not logged again
+
+
+class _Waiting(NamedTuple):
+    checked: Checked
+    digest: bytes
+    done: asyncio.Future[None]
 
 
 class Intake:
@@ -26,7 +45,8 @@ class Intake:
         logs: the write-ahead log of each signal.
         writer: told after every append.
         statistics: counters to add to.
-        max_backlog_bytes: when to push back.
+        repeats: which requests were logged before.
+        space: when to push back.
     """
 
     def __init__(
@@ -34,58 +54,81 @@ class Intake:
         logs: Mapping[Signal, SegmentLog],
         writer: Writer,
         statistics: Statistics,
-        max_backlog_bytes: int = MAX_BACKLOG_BYTES,
+        repeats: Repeats,
+        space: Space,
     ) -> None:
         self.writer = writer
         self.statistics = statistics
+        self.space = space
         self._logs = logs
-        self._max_backlog_bytes = max_backlog_bytes
-        self._waiting: dict[Signal, list[tuple[Checked, asyncio.Future[None]]]] = {
-            signal: [] for signal in logs
-        }
+        self._repeats = repeats
+        self._waiting: dict[Signal, list[_Waiting]] = {signal: [] for signal in logs}
+        self._on_the_way: dict[bytes, asyncio.Future[None]] = {}  # requests whose sync is not done, by digest
         self._committers: dict[Signal, asyncio.Task[None]] = {}
         # Threads of its own: a handful of /flush calls that wait for an absent store would use up the loop's.
         self._threads = ThreadPoolExecutor(len(logs), "spanloop-log")
 
     @property
-    def backlog_bytes(self) -> int:
+    def log_bytes(self) -> int:
         """Bytes in the log that the store has not taken yet."""
         return sum(segments.size for segments in self._logs.values())
 
-    async def take(self, signal: Signal, body: bytes, *, is_json: bool = False) -> Checked:
+    @property
+    def oldest(self) -> float | None:
+        """Unix seconds of the oldest request that the store has not taken yet; None: there is none."""
+        return min(
+            (oldest for segments in self._logs.values() if (oldest := segments.oldest) is not None),
+            default=None,
+        )
+
+    async def take(self, signal: Signal, body: bytes, *, is_json: bool = False) -> Taken:
         """Returns once the request is on the disk.
 
         Raises:
             InvalidOtlp: it does not decode; nothing was stored.
             Busy: the disk is full or the store is far behind; nothing was stored.
         """
-        if (backlog := self.backlog_bytes) > self._max_backlog_bytes:
-            why = self.writer.last_error or "it is slower than the senders"
-            raise Busy(f"{backlog} bytes wait for the store: {why}", retry_after_s=5)
+        if refuse := self.space.look(self.log_bytes).refuse:
+            error = self.writer.last_error
+            raise Busy(f"{refuse}; the store says: {error}" if error else refuse, _NO_ROOM_RETRY_S)
         checked = check_json(signal, body) if is_json else check_protobuf(signal, body)
+        repeated = False
         if checked.payload:
-            await self._commit(signal, checked)
+            repeated = await self._commit(signal, checked)
         if checked.rejected:
             self.statistics.add("spanloop_items_rejected_total", checked.rejected, signal=signal.value)
-        return checked
+        return Taken(checked, repeated)
 
-    async def _commit(self, signal: Signal, checked: Checked) -> None:
+    async def _commit(self, signal: Signal, checked: Checked) -> bool:
+        """Whether it was there before; on return it is on the disk in either case."""
+        digest = self._repeats.digest(signal, checked.payload)
+        if (digest in self._repeats or digest in self._on_the_way) and told_apart(signal, checked.payload):
+            if (
+                digest in self._on_the_way
+            ):  # its first copy is being synced: both are answered by what comes of that
+                await asyncio.shield(self._on_the_way[digest])
+            self.statistics.add("spanloop_requests_repeated_total", signal=signal.value)
+            return True
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[signal].append((checked, done))
+        self._on_the_way[digest] = done
+        self._waiting[signal].append(_Waiting(checked, digest, done))
         if signal not in self._committers:
             self._committers[signal] = asyncio.create_task(self._commit_all(signal))
-        await done
+        # A sender that goes away ends its own wait, and not that of another with the same request.
+        await asyncio.shield(done)
+        return False
 
     async def _commit_all(self, signal: Signal) -> None:
         """Group commit: whatever comes in during one sync shares the next."""
         try:
             while batch := self._waiting[signal]:
                 self._waiting[signal] = []
-                items = sum(checked.items for checked, _ in batch)
-                payloads = [checked.payload for checked, _ in batch]
+                items = sum(waiting.checked.items for waiting in batch)
+                payloads = [waiting.checked.payload for waiting in batch]
+                logged = partial(self._repeats.logged, [waiting.digest for waiting in batch])
                 try:
                     await asyncio.get_running_loop().run_in_executor(
-                        self._threads, self._logs[signal].append, payloads, items
+                        self._threads, self._logs[signal].append, payloads, items, logged
                     )
                 except Exception as error:
                     # Whatever it was, nothing is in the log, and every sender must hear so instead of waiting for ever.
@@ -95,16 +138,20 @@ class Intake:
                     else:
                         log.exception("the log cannot be written")
                         why = f"the collector cannot write its log: {error}"
-                    for _, done in batch:
-                        if not done.done():
-                            done.set_exception(Busy(why, retry_after_s=10))
+                    self._answer(batch, Busy(why, _BROKEN_RETRY_S))
                     continue
                 self.statistics.add("spanloop_items_acknowledged_total", items, signal=signal.value)
                 self.writer.notify()
-                for _, done in batch:
-                    if (
-                        not done.done()
-                    ):  # a sender that went away cancelled it; its spans are stored all the same
-                        done.set_result(None)
+                self._answer(batch, None)
         finally:
             del self._committers[signal]
+
+    def _answer(self, batch: list[_Waiting], error: Busy | None) -> None:
+        for waiting in batch:
+            if self._on_the_way.get(waiting.digest) is waiting.done:
+                del self._on_the_way[waiting.digest]
+            if error is None:
+                waiting.done.set_result(None)
+            else:
+                waiting.done.set_exception(error)
+                waiting.done.exception()  # its sender may be gone: nobody else would look at it

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -20,6 +21,7 @@ from spanloop_collector.addresses import reserve
 from spanloop_collector.capture import Addresses
 from spanloop_collector.errors import ChildFailed
 from spanloop_collector.gateway.upstreams import Upstreams
+from spanloop_collector.space import MAX_LOG_BYTES, MIN_FREE_BYTES
 from spanloop_store import StoreUrl, lock_holder
 from spanloop_store.errors import StoreLocked
 
@@ -47,6 +49,13 @@ class Options:
     clickhouse_port: int = 8123
     gateway_port: int = 8080
     upstreams: tuple[str, ...] = ()
+    tls_cert: Path | None = None  # PEM files of the receivers; None: no TLS
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    log: Path | None = None  # folder of the write-ahead log; None: the store's own
+    max_log_bytes: int = MAX_LOG_BYTES
+    min_free_bytes: int = MIN_FREE_BYTES
+    local_port: int = 0  # see capture
 
 
 async def supervise(options: Options, on_ready: Callable[[Addresses], None]) -> None:
@@ -284,6 +293,16 @@ def _capture_arguments(options: Options, gateway_url: str) -> list[str]:
         str(options.otlp_grpc_port),
     ]
     arguments += ["--clickhouse-port", str(options.clickhouse_port), "--gateway", gateway_url]
+    arguments += ["--local-port", str(options.local_port)]
+    arguments += ["--max-log", str(options.max_log_bytes), "--min-free", str(options.min_free_bytes)]
+    files = {
+        "--tls-cert": options.tls_cert,
+        "--tls-key": options.tls_key,
+        "--tls-client-ca": options.tls_client_ca,
+        "--log": options.log,
+    }
+    for option, path in files.items():
+        arguments += [option, str(path)] if path is not None else []
     return arguments + (["--store", options.store] if options.store else [])
 
 
@@ -297,7 +316,7 @@ def _gateway_arguments(options: Options, addresses: Addresses, port: int) -> lis
         "--port",
         str(port),
     ]
-    arguments += ["--otlp", addresses.otlp_http]
+    arguments += ["--otlp", addresses.local or addresses.otlp_http]
     for upstream in options.upstreams:
         arguments += ["--upstream", upstream]
     return arguments + (["--store", options.store] if options.store else [])
@@ -310,6 +329,7 @@ def _with_ports(options: Options, addresses: Addresses) -> Options:
         otlp_http_port=_port(addresses.otlp_http),
         otlp_grpc_port=_port(addresses.otlp_grpc),
         clickhouse_port=_port(addresses.clickhouse) if addresses.clickhouse else options.clickhouse_port,
+        local_port=_port(addresses.local) if addresses.local else 0,
     )
 
 

@@ -1,87 +1,26 @@
 """ClickHouse's HTTP protocol over the embedded engine: real clients, credentials, and what is closed."""
 
 import asyncio
-import base64
 import gzip
-import http.client
 import json
 import struct
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import clickhouse_connect
 import pytest
-from aiohttp import web
 from clickhouse_connect.driver.exceptions import DatabaseError
+from tests.collector.served_endpoint import Served, serving
 
-from spanloop_collector.endpoint import Credentials, make_endpoint
-from spanloop_store import Engine, Owner, StoreUrlError, connect, write_owner
-
-
-@dataclass
-class Served:
-    port: int
-    credentials: Credentials
-    engine: Engine
-    folder: Path
-
-    def client(self, reader: bool = False, **options: Any) -> Any:
-        user = self.credentials.reader if reader else self.credentials.writer
-        return clickhouse_connect.get_client(
-            host="127.0.0.1", port=self.port, username=user.name, password=user.password, **options
-        )
-
-    def send(
-        self,
-        sql: bytes | str = b"",
-        method: str = "POST",
-        headers: dict[str, str] | None = None,
-        path: str | None = None,
-        **parameters: str,
-    ) -> tuple[int, dict[str, str], bytes]:
-        user = self.credentials.writer
-        token = base64.b64encode(f"{user.name}:{user.password}".encode()).decode()
-        given = {"Authorization": f"Basic {token}"} if headers is None else headers
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path or f"/?{urlencode(parameters)}", body=sql, headers=given)
-            response = connection.getresponse()
-            return response.status, dict(response.headers), response.read()
-        finally:
-            connection.close()
-
-    def auth(self, **more: str) -> dict[str, str]:
-        user = self.credentials.writer
-        return {"X-ClickHouse-User": user.name, "X-ClickHouse-Key": user.password, **more}
+from spanloop_store import Owner, StoreUrlError, connect, write_owner
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("endpoint")
-    engine = Engine(f"chdb://{folder}/s")
-    credentials = Credentials.generate()
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def start() -> tuple[web.AppRunner, int]:
-        runner = web.AppRunner(make_endpoint(engine, credentials))
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        return runner, runner.addresses[0][1]
-
-    runner, port = asyncio.run_coroutine_threadsafe(start(), loop).result()
-    (folder / "secret.txt").write_text("top secret\n")
-    yield Served(port, credentials, engine, folder)
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    engine.close()
+    with serving(tmp_path_factory.mktemp("endpoint")) as served:
+        (served.folder / "secret.txt").write_text("top secret\n")
+        yield served
 
 
 @pytest.fixture
@@ -229,14 +168,6 @@ def test_form_fields_and_get(served: Served) -> None:
     assert served.send(body, headers=headers)[2] == b"5\n"
     assert served.send(method="GET", query="SELECT 1", default_format="JSONEachRow")[2] == b'{"1":1}\n'
     assert served.send(method="GET", query="TRUNCATE TABLE otel_logs")[0] == 400
-
-
-def test_grafanas_first_question(served: Served) -> None:
-    status, headers, body = served.send(
-        "SELECT displayName(), version(), revision(), timezone()", default_format="Native"
-    )
-    assert (status, headers["X-ClickHouse-Format"]) == (200, "Native")
-    assert body.startswith(b"\x04\x01\x0ddisplayName()")
 
 
 @pytest.mark.parametrize(

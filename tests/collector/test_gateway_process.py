@@ -24,6 +24,7 @@ from spanloop_collector.gateway.errors import GatewayConfigError
 from spanloop_collector.gateway.upstreams import Upstreams
 from spanloop_collector.gateway.versions import Snapshot, StoreReader
 from spanloop_store import registry
+from spanloop_store.errors import StoreUnavailable
 
 MESSAGES: Any = [{"role": "user", "content": "2+2?"}]
 
@@ -127,6 +128,18 @@ def test_aliases_are_read_from_a_real_store(tmp_path: Path, monkeypatch: pytest.
     assert reader() == Snapshot({"calculator": frozenset({1, 2})}, {("calculator", "candidate"): 2})
     reader.close()
     client.close()
+
+
+def test_a_collector_that_dies_between_two_looks_keeps_its_lock_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the engine open in the gateway, no collector could start again."""
+    url = f"chdb://{tmp_path}/store"
+    spanloop_store.connect(url).close()
+    monkeypatch.setattr(spanloop_store, "read_owner", lambda _url: object())
+    with pytest.raises(StoreUnavailable, match="nobody serves"):
+        StoreReader(url)()
+    assert spanloop_store.lock_holder(url) is None
 
 
 def test_upstreams_are_found_by_name_and_else_by_default() -> None:

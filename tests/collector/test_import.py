@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.collector.capture_process import running, trace_request
 
@@ -19,6 +19,7 @@ from spanloop_collector.files import read_requests
 from spanloop_collector.importing import import_files
 from spanloop_store import connect
 from spanloop_store.otlp.frames import frame
+from spanloop_store.retention import set_retention
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TRACES = FIXTURES / "otlp" / "a_sync_basic.json"
@@ -84,6 +85,24 @@ def test_import_goes_through_the_collector_that_runs(tmp_path: Path) -> None:
         assert row == (True,)
 
 
+@pytest.mark.parametrize("collector", [False, True], ids=["without a collector", "through one"])
+def test_a_file_imported_twice_is_stored_once(tmp_path: Path, collector: bool) -> None:
+    store = f"chdb://{tmp_path}/store"
+    files = [write(tmp_path, "jsonl"), write(tmp_path, "delimited")]
+    with running(tmp_path / "store") if collector else contextlib.nullcontext():
+        first = import_files(store, files, lambda _: None)
+        again = import_files(store, files, lambda _: None)
+    assert (first.spans, first.repeated) == (SPANS_IN_TRACES + 2, 0)
+    assert (again.requests, again.spans, again.log_records) == (4, 0, 0)
+    assert again.repeated == first.spans + first.log_records
+    result = CliRunner().invoke(cli, ["import", "--store", store, str(files[1])])
+    assert "imported 0 spans" in result.stdout
+    assert "left out 2 spans and log records that were stored before" in result.stdout
+    with contextlib.closing(connect(store)) as client:
+        assert client.query("SELECT count() FROM otel_traces").result_rows == [(first.spans,)]
+        assert client.query("SELECT count() FROM otel_logs").result_rows == [(first.log_records,)]
+
+
 def test_a_bad_line_is_named_and_nothing_is_stored(tmp_path: Path) -> None:
     good = write(tmp_path, "jsonl")
     bad = tmp_path / "bad.jsonl"
@@ -106,6 +125,7 @@ def test_files_that_are_no_otlp_say_so(tmp_path: Path, content: bytes) -> None:
         list(read_requests(path))
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_answer_or_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
@@ -124,3 +144,17 @@ def test_ids_that_are_none_are_counted(tmp_path: Path) -> None:
     summary = import_files(f"chdb://{tmp_path}/store", [path], lambda _: None)
     assert (summary.spans, summary.rejected) == (1, 1)
     assert "a span id of 0 bytes" in summary.reasons[0]
+
+
+def test_what_the_store_would_expire_at_once_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPANLOOP_RETENTION_DAYS", "30")
+    store = f"chdb://{tmp_path}/store"
+    old = write(tmp_path, "delimited")
+    with pytest.raises(ImportFailed, match="the store keeps 30 days; nothing was stored"):
+        import_files(store, [old], lambda _: None)
+    with contextlib.closing(connect(store)) as client:
+        assert client.query("SELECT count() FROM otel_traces").result_rows == [(0,)]
+        set_retention(client, None)
+    assert import_files(store, [old], lambda _: None).spans == 2

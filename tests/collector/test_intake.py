@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from tests.collector.capture_process import trace_request
 
 from spanloop_collector.errors import Busy
 from spanloop_collector.intake import Intake
+from spanloop_collector.repeats import Repeats
+from spanloop_collector.space import Space
 from spanloop_collector.statistics import Statistics
 from spanloop_collector.writer import Writer
 from spanloop_exporter.segments import SegmentLog
@@ -22,6 +24,7 @@ from spanloop_store.otlp.insert import SegmentInserter
 from spanloop_store.otlp.signals import Signal
 
 BODY = trace_request("a").SerializeToString()
+OTHERS = [trace_request("a", trace=trace).SerializeToString() for trace in (2, 3, 4)]
 PATIENCE_S = 30
 
 
@@ -29,9 +32,10 @@ def no_store() -> SegmentInserter:
     raise StoreUnavailable("there is none here", "")
 
 
-def intake(log: SegmentLog) -> Intake:
+def intake(log: SegmentLog, max_log_bytes: int = 1 << 30) -> Intake:
     logs = {Signal.TRACES: log}
-    return Intake(logs, Writer(logs, no_store, Statistics()), Statistics())
+    space = Space([], max_log_bytes=max_log_bytes)
+    return Intake(logs, Writer(logs, no_store, Statistics()), Statistics(), Repeats(log._folder), space)
 
 
 def logged(folder: Path) -> int:
@@ -63,13 +67,15 @@ class Failing(SegmentLog):
     started = threading.Event()
     proceed = threading.Event()
 
-    def append(self, payloads: Sequence[bytes], items: int = 0) -> None:
+    def append(
+        self, payloads: Sequence[bytes], items: int = 0, then: Callable[[str], None] | None = None
+    ) -> None:
         if self.error is not None:
             error, self.error = self.error, None
             self.started.set()
             self.proceed.wait()
             raise error
-        super().append(payloads, items)
+        super().append(payloads, items, then)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,7 @@ def test_a_failed_append_is_told_to_its_senders_and_to_no_other(tmp_path: Path, 
     async def scenario() -> list[BaseException | object]:
         first = asyncio.create_task(way_in.take(Signal.TRACES, BODY))
         await asyncio.to_thread(log.started.wait)
-        later = [asyncio.create_task(way_in.take(Signal.TRACES, BODY)) for _ in range(3)]
+        later = [asyncio.create_task(way_in.take(Signal.TRACES, other)) for other in OTHERS]
         await asyncio.sleep(0)  # each of them is in line for the next sync
         log.proceed.set()
         return await asyncio.wait_for(asyncio.gather(first, *later, return_exceptions=True), PATIENCE_S)
@@ -98,8 +104,8 @@ def test_a_failed_append_is_told_to_its_senders_and_to_no_other(tmp_path: Path, 
 
 def test_a_backlog_that_grows_too_large_pushes_back(tmp_path: Path) -> None:
     log = SegmentLog(tmp_path, Signal.TRACES)
-    way_in = Intake({Signal.TRACES: log}, intake(log).writer, Statistics(), max_backlog_bytes=10)
+    way_in = intake(log, max_log_bytes=10)
     asyncio.run(way_in.take(Signal.TRACES, BODY))
     with pytest.raises(Busy, match="wait for the store"):
-        asyncio.run(way_in.take(Signal.TRACES, BODY))
+        asyncio.run(way_in.take(Signal.TRACES, OTHERS[0]))
     assert logged(tmp_path) == 1

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from tests.collector.capture_process import trace_request
 
 from spanloop_store import connect, flush, read_owner
@@ -164,6 +166,35 @@ def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
         assert again.otlp_http == addresses["otlp_http"]
         assert healthy(addresses["otlp_http"])
         assert healthy(addresses["gateway"])
+
+
+def test_tls_and_the_log_folder_reach_capture_and_survive_its_restart(tmp_path: Path) -> None:
+    """The gateway knows one address of the collector for ever: the plain one on loopback, beside TLS."""
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
+    files = {"cert": server.cert_chain_pems[0], "key": server.private_key_pem, "ca": authority.cert_pem}
+    for name, blob in files.items():
+        blob.write_to_path(str(tmp_path / name))
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca"))
+    options = ["--tls-cert", str(tmp_path / "cert"), "--tls-key", str(tmp_path / "key")]
+    options += ["--log", str(tmp_path / "elsewhere"), "--min-free", "1MB"]
+    with up(tmp_path / "store", *options) as (process, addresses):
+        owner = read_owner(f"chdb://{tmp_path}/store")
+        assert owner is not None
+        assert (tmp_path / "elsewhere" / "lock").exists()
+        os.kill(owner.pid, signal.SIGKILL)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "capture serves again" in line:
+                break
+        again = read_owner(f"chdb://{tmp_path}/store")
+        assert again is not None
+        assert addresses["local"] == owner.otlp_http == again.otlp_http
+        assert healthy(again.otlp_http)
+        with urllib.request.urlopen(
+            f"{addresses['otlp_http']}/metrics", timeout=10, context=context
+        ) as answer:
+            assert b"spanloop_disk_floor_bytes 1000000" in answer.read()
 
 
 def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:

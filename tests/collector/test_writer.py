@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +16,13 @@ import pytest
 from clickhouse_connect.driver.client import Client
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from tests.collector.capture_process import trace_request
+from tests.collector.writer_process import POINTS
 
-from spanloop_collector.capture import Folders, open_logs
+from spanloop_collector.folders import Folders, candidates, open_logs, recovered
 from spanloop_collector.statistics import Statistics
 from spanloop_collector.writer import Writer
 from spanloop_exporter.segments import SegmentLog
-from spanloop_store import Engine
+from spanloop_store import Engine, StoreUrl
 from spanloop_store.errors import SegmentRefused, StoreLocked, StoreUnavailable
 from spanloop_store.otlp.frames import frame
 from spanloop_store.otlp.insert import SegmentInserter, _Embedded
@@ -68,9 +74,8 @@ def test_a_crash_between_insert_and_unlink_repeats_nothing(client: Client, folde
     first = inserter(client, folders).insert(segment.path, Signal.TRACES)
     assert (first.engine_rows, first.fallback_rows) == (2, 1)
     # The process dies here; the next one finds the file.
-    with open_logs(folders) as logs:
-        (found,) = logs[Signal.TRACES].sealed()
-        assert inserter(client, folders).insert(found.path, Signal.TRACES) == first
+    (found,) = recovered(folders).segments[Signal.TRACES].sealed()
+    assert inserter(client, folders).insert(found.path, Signal.TRACES) == first
     assert names(client) == ["a", "b", "c"]
     assert segments(client) == [("engine", 2), ("fallback", 1)]
     assert client.query("SELECT count() FROM otel_traces_trace_id_ts").result_rows == [(2,)]
@@ -224,9 +229,99 @@ def test_a_store_that_is_away_keeps_the_log_and_then_takes_it(client: Client, fo
     assert statistics.total("spanloop_items_inserted_total") == 1
 
 
-def test_two_collectors_do_not_share_a_log(folders: Folders) -> None:
-    with open_logs(folders), pytest.raises(StoreLocked), contextlib.ExitStack() as stack:
-        stack.enter_context(open_logs(folders))
+def filled(folders: Folders, *segments: list[bytes]) -> dict[Signal, SegmentLog]:
+    """Logs with sealed segments of spans."""
+    logs = {signal: SegmentLog(folders.log, signal) for signal in Signal}
+    for payloads in segments:
+        logs[Signal.TRACES].append(payloads, items=len(payloads))
+        logs[Signal.TRACES].seal()
+    return logs
+
+
+def test_two_segments_are_inserted_at_once(engine: Engine, client: Client, folders: Folders) -> None:
+    logs = filled(folders, *([trace_request(name, trace=ord(name)).SerializeToString()] for name in "abcd"))
+    together = threading.Barrier(2)
+
+    def open_inserter() -> SegmentInserter:
+        opened = inserter(engine.client(), folders)
+        real = opened.insert
+
+        def insert(*args: Any, **settings: Any) -> Any:
+            together.wait(60)  # passes only when both threads are here
+            return real(*args, **settings)
+
+        opened.insert = insert  # type: ignore[method-assign]  # a real inserter that waits for the other
+        return opened
+
+    statistics = Statistics()
+    writer = Writer(logs, open_inserter, statistics, latency_s=0)
+    writer.start()
+    assert writer.flush(60)
+    assert writer.stop(30)
+    assert names(client) == list("abcd")
+    assert segments(client) == [("engine", 1)] * 4
+    assert statistics.total("spanloop_segments_total") == 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_segment_that_the_store_does_not_take_holds_up_no_other(
+    threads: int, engine: Engine, client: Client, folders: Folders
+) -> None:
+    logs = filled(folders, *([trace_request(name, trace=ord(name)).SerializeToString()] for name in "abc"))
+    (stuck, *_) = logs[Signal.TRACES].sealed()
+    well = threading.Event()
+
+    def open_inserter() -> SegmentInserter:
+        opened = inserter(engine.client(), folders)
+        real = opened.insert
+
+        def insert(path: Path, *args: Any, **settings: Any) -> Any:
+            if path == stuck.path and not well.is_set():
+                raise StoreUnavailable("it does not fit into memory", "give it more")
+            return real(path, *args, **settings)
+
+        opened.insert = insert  # type: ignore[method-assign]  # a real inserter that refuses one segment
+        return opened
+
+    writer = Writer(logs, open_inserter, Statistics(), latency_s=0, threads=threads)
+    writer.start()
+    deadline = time.monotonic() + 60
+    while len(logs[Signal.TRACES].sealed()) > 1 and time.monotonic() < deadline:
+        assert not writer.flush(0.1)
+    assert names(client) == ["b", "c"]
+    assert writer.last_error == "it does not fit into memory"
+    well.set()
+    assert writer.flush(60)
+    assert names(client) == ["a", "b", "c"]
+    assert writer.last_error == ""
+    assert writer.stop(30)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_while_two_segments_are_inserted(point: str, tmp_path: Path) -> None:
+    died = subprocess.run([sys.executable, "-m", "tests.collector.writer_process", str(tmp_path), point])
+    assert died.returncode == -signal.SIGKILL
+    url = StoreUrl.parse(f"chdb://{tmp_path}")
+    with Engine(url) as engine:
+        folders = candidates(url)[0]
+        logs = recovered(folders).segments
+        assert len(logs[Signal.TRACES].sealed()) >= 3, "at most one of the two was done"
+        writer = Writer(logs, lambda: inserter(engine.client(), folders), Statistics(), latency_s=0)
+        writer.start()
+        assert writer.stop(120)
+        client = engine.client()
+        assert names(client) == list("abcdef")
+        assert client.query("SELECT uniqExact(TraceId) FROM otel_traces_trace_id_ts").result_rows == [(4,)]
+        assert client.query("SELECT sum(rows), uniqExact(segment) FROM ingest_segments").result_rows == [
+            (6, 4)
+        ]
+        assert logs[Signal.TRACES].sealed() == []
+
+
+def test_two_collectors_do_not_share_a_log(tmp_path: Path) -> None:
+    url = StoreUrl.parse(f"chdb://{tmp_path}/store")
+    with open_logs(url), pytest.raises(StoreLocked, match="--log FOLDER"), contextlib.ExitStack() as stack:
+        stack.enter_context(open_logs(url))
 
 
 def test_inserting_leaves_nothing_in_the_working_directory(

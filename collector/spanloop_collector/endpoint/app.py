@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,16 +21,18 @@ from aiohttp import web
 from spanloop_collector.endpoint import execute
 from spanloop_collector.endpoint.compression import (
     MAX_BODY_BYTES,
-    choose_encoding,
-    compress,
+    compress_frames,
     decompress_body,
     decompress_frames,
 )
 from spanloop_collector.endpoint.credentials import Credentials, User
 from spanloop_collector.endpoint.errors import BAD_ARGUMENTS, UNKNOWN_EXCEPTION, EndpointError
 from spanloop_collector.endpoint.guard import Statement, read_statement
+from spanloop_collector.endpoint.progress import GrowingHeaders, Progress
 from spanloop_collector.endpoint.request import Query, read_query
+from spanloop_collector.endpoint.running import Running, killed_id
 from spanloop_collector.endpoint.sessions import Sessions, open_handle, sweep_forever
+from spanloop_collector.endpoint.wire import TAG_HEADER, Wire
 from spanloop_store import OWNER_ROLE, READER_ROLE, WRITER_ROLE, Engine
 
 log = logging.getLogger(__name__)
@@ -34,7 +40,9 @@ log = logging.getLogger(__name__)
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _THREADS = 8  # queries at a time; the engine has its own threads within each
 _MIN_COMPRESSED_BYTES = 1024
+_LOOK_S = 0.5  # how often a running query looks whether its client is still there
 _END = object()
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # a header cannot hold them
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -60,12 +68,30 @@ def make_endpoint(
     return app
 
 
+@dataclass
+class _Exchange:
+    """One request that was read, and how its answer travels."""
+
+    request: web.Request
+    user: User
+    query: Query
+    query_id: str
+    wire: Wire
+    progress: Progress = field(default_factory=Progress)
+
+    def summary(self, counts: dict[str, str]) -> str:
+        """`X-ClickHouse-Summary`: what the engine counted, and what it said on the way."""
+        seen = {name: str(value) for name, value in self.progress.counts.items()}
+        return json.dumps({"read_rows": "0", "read_bytes": "0", **seen, **counts})
+
+
 class _Endpoint:
     def __init__(self, engine: Engine, credentials: Credentials, hosts: frozenset[str]) -> None:
         self._engine = engine
         self._credentials = credentials
         self._hosts = hosts
         self._sessions = Sessions(engine)
+        self._running = Running(engine)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="clickhouse-http")
         self._table_functions: frozenset[str] = frozenset()
         self._timezone = "UTC"
@@ -104,35 +130,51 @@ class _Endpoint:
     async def query(self, request: web.Request) -> web.StreamResponse:
         """One query, or the bare `Ok.` where there is none."""
         query_id = request.query.get("query_id") or str(uuid.uuid4())
+        wire: Wire | None = None
         try:
             self._check_place(request)
             user = self._credentials.authenticate(request.headers, request.query)
             query = await self._read(request)
             if not query.text.strip():
                 return web.Response(text="Ok.\n")
+            wire = Wire.of(query, request.headers)
             # As in ClickHouse, GET never changes anything.
-            role = READER_ROLE if request.method == "GET" else user.role
+            user = replace(user, role=READER_ROLE if request.method == "GET" else user.role)
+            exchange = _Exchange(request, user, query, query_id, wire)
+            if killed := killed_id(query.text):
+                return await self._kill(exchange, killed)
             statement = read_statement(
-                query.text, writable=role == WRITER_ROLE, table_functions=self._table_functions
+                query.text, writable=user.role == WRITER_ROLE, table_functions=self._table_functions
             )
-            return await self._answer(request, User(user.name, "", role), query, statement, query_id)
+            with self._running.run(query_id, user):
+                return await self._answer(exchange, statement)
         except EndpointError as error:
-            return self._refusal(error, query_id)
+            return self._refusal(error, query_id, wire)
         except (web.HTTPException, asyncio.CancelledError, ConnectionResetError):
             raise
         except Exception:
             # A bug of ours must neither stop the collector nor show its insides.
             log.exception("query %s failed inside the endpoint", query_id)
             return self._refusal(
-                EndpointError(UNKNOWN_EXCEPTION, "the endpoint failed; see its log"), query_id
+                EndpointError(UNKNOWN_EXCEPTION, "the endpoint failed; see its log"), query_id, wire
             )
 
+    async def _kill(self, exchange: _Exchange, query_id: str) -> web.Response:
+        # Not in the queries' own threads: all of them may be busy with what is to be ended.
+        if not await asyncio.to_thread(self._running.kill, query_id, exchange.user):
+            raise EndpointError(
+                BAD_ARGUMENTS, f"no query {query_id!r} of {exchange.user.name} is running", 404
+            )
+        return web.Response(
+            text=f"waiting\t{query_id}\t{exchange.user.name}\n",
+            headers=self._headers(exchange.query_id, "TabSeparated"),
+        )
+
     def _check_place(self, request: web.Request) -> None:
-        host = urlsplit(f"//{request.host}").hostname
-        if host not in self._hosts:
+        if _host_of(f"//{request.host}") not in self._hosts:
             raise EndpointError(BAD_ARGUMENTS, f"host {request.host!r} is not served here", 403)
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).hostname not in self._hosts:
+        if origin is not None and _host_of(origin) not in self._hosts:
             raise EndpointError(BAD_ARGUMENTS, f"origin {origin!r} is not served here", 403)
 
     async def _read(self, request: web.Request) -> Query:
@@ -161,10 +203,9 @@ class _Endpoint:
         body = decompress_body(raw, encoding)
         return decompress_frames(body) if request.query.get("decompress", "0") not in ("", "0") else body
 
-    async def _answer(
-        self, request: web.Request, user: User, query: Query, statement: Statement, query_id: str
-    ) -> web.StreamResponse:
+    async def _answer(self, exchange: _Exchange, statement: Statement) -> web.StreamResponse:
         # A session's handle keeps its role; checked table DDL needs no session.
+        query, user = exchange.query, exchange.user
         session_id = "" if statement.checked else query.transport.get("session_id")
         session = None
         if session_id:
@@ -178,78 +219,138 @@ class _Endpoint:
             role = OWNER_ROLE if statement.checked else user.role
             handle = await self._in_thread(lambda: open_handle(self._engine, role))
         try:
-            await self._in_thread(lambda: execute.prepare(handle, query))
-            if execute.can_stream(query, statement):
-                return await self._stream(request, handle, query, statement, query_id)
-            answer = await self._in_thread(lambda: execute.run(handle, query, statement))
-            headers = self._headers(query_id, answer.format)
-            headers["X-ClickHouse-Summary"] = answer.summary_json
-            encoding = self._encoding(request, query)
-            body = answer.body
-            if encoding and len(body) >= _MIN_COMPRESSED_BYTES:
-                body = await self._in_thread(lambda: compress(answer.body, encoding))
-                headers["Content-Encoding"] = encoding
-            return web.Response(body=body, headers=headers)
+            await self._in_thread(lambda: execute.prepare(handle, query, exchange.query_id))
+            handle.set_progress_callback(exchange.progress)
+            try:
+                if execute.can_stream(query, statement):
+                    return await self._stream(exchange, handle, statement)
+                return await self._whole(exchange, handle, statement)
+            finally:
+                handle.set_progress_callback(None)
         finally:
             if session is not None:
                 self._sessions.give(session)
             else:
                 await self._in_thread(handle.close)
 
-    async def _stream(
-        self, request: web.Request, handle: Any, query: Query, statement: Statement, query_id: str
-    ) -> web.StreamResponse:
-        pieces = execute.stream(handle, query, statement)
+    async def _whole(self, exchange: _Exchange, handle: Any, statement: Statement) -> web.StreamResponse:
+        query, wire = exchange.query, exchange.wire
+        growing = GrowingHeaders(exchange.request)
         try:
-            # The first piece decides whether this is an answer or an error with its own status.
-            first = await self._in_thread(lambda: next(pieces, _END))
-            form = statement.format or query.transport.get("default_format") or "TabSeparated"
-            headers = self._headers(query_id, form)
-            headers["X-ClickHouse-Summary"] = "{}"
-            encoding = self._encoding(request, query)
-            if encoding:
-                headers["Content-Encoding"] = encoding
-            response = web.StreamResponse(headers=headers)
-            await response.prepare(request)
-            piece: Any = first
+            answer = await self._while_connected(
+                exchange, statement, growing, lambda: execute.run(handle, query, statement)
+            )
+            body, encoding = await self._in_thread(
+                lambda: wire.pack(wire.blocks(answer.body, answer.format), _MIN_COMPRESSED_BYTES)
+            )
+        except EndpointError as error:
+            if not growing.begun:
+                raise
+            # The status is sent; this header is how a client learns of it.
+            growing.headers.update(self._headers(exchange.query_id, ""))
+            growing.headers["X-ClickHouse-Exception-Code"] = str(error.code)
+            await growing.prepare(exchange.request)
+            await growing.write(_error_text(error))
+            await growing.write_eof()
+            return growing
+        headers = self._headers(exchange.query_id, answer.format)
+        headers["X-ClickHouse-Summary"] = exchange.summary(answer.summary)
+        if encoding:
+            headers["Content-Encoding"] = encoding
+        if not growing.begun:
+            return web.Response(body=body, headers=headers)
+        growing.headers.update(headers)
+        await growing.prepare(exchange.request)
+        await growing.write(body)
+        await growing.write_eof()
+        return growing
+
+    async def _stream(self, exchange: _Exchange, handle: Any, statement: Statement) -> web.StreamResponse:
+        query, wire, request = exchange.query, exchange.wire, exchange.request
+        form = statement.format or query.form
+        source = execute.stream(handle, query, statement)
+        pieces = (wire.blocks(piece, form, rows) for piece, rows in source)
+        response = GrowingHeaders(request)
+        packer = wire.packer()
+        try:
             try:
-                while piece is not _END:
-                    # Every piece is a frame of its own; gzip, lz4 and zstd streams may be a chain of those.
-                    data = await self._in_thread(partial(compress, piece, encoding)) if encoding else piece
-                    await response.write(data)
-                    piece = await self._in_thread(lambda: next(pieces, _END))
+                # The first piece decides whether this is an answer or an error with its own status.
+                piece = await self._while_connected(exchange, statement, response, lambda: next(pieces, _END))
+                failed = None
             except EndpointError as error:
-                # The status is sent; a cut body is what tells the client, as with ClickHouse.
-                await response.write(compress(_error_text(error), encoding))
+                if not response.begun:
+                    raise
+                failed = error
+            response.headers.update(self._headers(exchange.query_id, form))
+            response.headers["X-ClickHouse-Summary"] = exchange.summary({})
+            response.headers[TAG_HEADER] = wire.tag
+            if wire.encoding:
+                response.headers["Content-Encoding"] = wire.encoding
+            if failed is not None:
+                response.headers["X-ClickHouse-Exception-Code"] = str(failed.code)
+            await response.prepare(request)
+            try:
+                if failed is not None:
+                    raise failed
+                while piece is not _END:
+                    await response.write(await self._in_thread(partial(packer.pack, piece)))
+                    piece = await self._while_connected(exchange, statement, None, lambda: next(pieces, _END))
+            except EndpointError as error:
+                # The status is sent; the tagged text and a cut body are what tell the client, as with ClickHouse.
+                text = wire.late_error(error.text)
+                await response.write(text if wire.framed else packer.pack(text))
                 if request.transport is not None:
                     request.transport.close()
                 return response
+            if last := packer.finish():
+                await response.write(last)
             await response.write_eof()
             return response
         finally:
-            await self._in_thread(lambda: _close(pieces))
+            await self._in_thread(lambda: _close(source))
 
-    def _encoding(self, request: web.Request, query: Query) -> str:
-        if not query.flag("enable_http_compression"):
-            return ""
-        return choose_encoding(request.headers.get("Accept-Encoding", ""))
+    async def _while_connected(
+        self,
+        exchange: _Exchange,
+        statement: Statement,
+        growing: GrowingHeaders | None,
+        work: Callable[[], Any],
+    ) -> Any:
+        """Runs work in a thread; says how far it is, where that was asked, and ends a read that nobody waits for."""
+        interval_s = exchange.query.progress_interval_s if growing is not None else None
+        running = asyncio.ensure_future(self._in_thread(work))
+        reported = time.monotonic()
+        while True:
+            done, _ = await asyncio.wait({running}, timeout=min(interval_s or _LOOK_S, _LOOK_S))
+            if done:
+                return running.result()
+            transport = exchange.request.transport
+            if transport is None or transport.is_closing():
+                if statement.reads:
+                    await asyncio.to_thread(self._running.end, exchange.query_id)
+                return await running
+            if interval_s and growing is not None and time.monotonic() - reported >= interval_s:
+                reported = time.monotonic()
+                growing.report(exchange.progress.text)
 
     def _headers(self, query_id: str, form: str) -> dict[str, str]:
         headers = {
             "X-ClickHouse-Server-Display-Name": "spanloop",
-            "X-ClickHouse-Query-Id": query_id,
+            "X-ClickHouse-Query-Id": _CONTROL.sub("?", query_id),
             "X-ClickHouse-Timezone": self._timezone,
         }
         if form:
             headers["X-ClickHouse-Format"] = form
         return headers
 
-    def _refusal(self, error: EndpointError, query_id: str) -> web.Response:
+    def _refusal(self, error: EndpointError, query_id: str, wire: Wire | None = None) -> web.Response:
         headers = self._headers(query_id, "")
         headers["X-ClickHouse-Exception-Code"] = str(error.code)
         if error.status == 401:
             headers["WWW-Authenticate"] = 'Basic realm="ClickHouse server HTTP API"'
-        return web.Response(body=_error_text(error), status=error.status, headers=headers)
+        # A client that asked for compressed blocks reads its errors from them too.
+        body = compress_frames(_error_text(error)) if wire is not None and wire.framed else _error_text(error)
+        return web.Response(body=body, status=error.status, headers=headers)
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
         # Shielded: a client that goes away must not leave a handle closed under a running query.
@@ -262,11 +363,18 @@ class _Endpoint:
             raise
 
 
+def _host_of(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # "[::1", which a client may well send
+        return None
+
+
 def _error_text(error: EndpointError) -> bytes:
     return f"{error.text}\n".encode("utf-8", "backslashreplace")
 
 
-def _close(pieces: Iterator[bytes]) -> None:
+def _close(pieces: Iterator[Any]) -> None:
     close = getattr(pieces, "close", None)
     if close is not None:
         close()

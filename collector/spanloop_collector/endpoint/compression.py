@@ -7,10 +7,12 @@ import struct
 import sys
 import zlib
 
+import brotli
 import lz4.block
 import lz4.frame
 
 from spanloop_collector.encodings import BadEncoding, TooLarge, UnknownEncoding, decode
+from spanloop_collector.endpoint.cityhash import checksum
 from spanloop_collector.endpoint.errors import BAD_ARGUMENTS, UNKNOWN_COMPRESSION_METHOD, EndpointError
 
 # Both come with clickhouse-connect.
@@ -22,8 +24,11 @@ else:
 MAX_BODY_BYTES = 1 << 30  # after decompression: a bomb must not take the collector down
 # Checksum, method, size with this 9-byte header, size without compression.
 _FRAME_HEADER = struct.Struct("<16sBII")
+_FRAME_SIZES = struct.Struct("<BII")
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_LZ4_MOST = 255  # the format's best ratio; its decompressor allocates at once whatever size a block claims
 _METHOD_NONE, _METHOD_LZ4, _METHOD_ZSTD = 0x02, 0x82, 0x90
+_BLOCK_BYTES = 1 << 20  # what ClickHouse puts into one compressed block, before compression
 
 
 def decompress_body(data: bytes, encoding: str) -> bytes:
@@ -38,6 +43,8 @@ def decompress_body(data: bytes, encoding: str) -> bytes:
     encoding = encoding.strip().lower()
     if encoding in _MAGIC and not data.startswith(_MAGIC[encoding]):
         return data
+    if encoding == "br":
+        return _unpack_brotli(data)
     try:
         return decode(data, encoding, MAX_BODY_BYTES)
     except UnknownEncoding as error:
@@ -48,10 +55,21 @@ def decompress_body(data: bytes, encoding: str) -> bytes:
         raise EndpointError(BAD_ARGUMENTS, str(error)) from error
 
 
+def _unpack_brotli(data: bytes) -> bytes:
+    unpacker = brotli.Decompressor()
+    try:
+        result: bytes = unpacker.process(data, output_buffer_limit=MAX_BODY_BYTES)
+    except brotli.error as error:
+        raise EndpointError(BAD_ARGUMENTS, f"the body is not br: {error}") from error
+    if not unpacker.is_finished():
+        raise EndpointError(BAD_ARGUMENTS, "the br body ends early, or is too large")
+    return result
+
+
 def decompress_frames(data: bytes) -> bytes:
     """ClickHouse's own compressed blocks (`decompress=1`).
 
-    The checksum (CityHash128 of an old revision) is not verified: no client that we serve needs it, and TCP has one.
+    Their checksum is not verified: it would cost more than reading them, and TCP has one.
 
     Raises:
         EndpointError: a block that is cut, or in a method that we do not know.
@@ -75,19 +93,32 @@ def _block(method: int, block: bytes, plain: int) -> bytes:
         return block
     try:
         if method == _METHOD_LZ4:
+            if plain > _LZ4_MOST * len(block) + _LZ4_MOST:
+                raise EndpointError(BAD_ARGUMENTS, f"a block of {len(block)} bytes cannot hold {plain}")
             return bytes(lz4.block.decompress(block, uncompressed_size=plain))
         if method == _METHOD_ZSTD:
             return bytes(zstd.ZstdDecompressor().decompress(block, plain))
-    except (RuntimeError, ValueError, zstd.ZstdError) as error:
+    except (lz4.block.LZ4BlockError, RuntimeError, ValueError, OverflowError, zstd.ZstdError) as error:
         raise EndpointError(BAD_ARGUMENTS, f"a compressed block cannot be read: {error}") from error
     raise EndpointError(UNKNOWN_COMPRESSION_METHOD, f"Unknown compression method of a block: {method:#x}")
+
+
+def compress_frames(data: bytes) -> bytes:
+    """Data as ClickHouse's own compressed blocks (`compress=1`), LZ4, with the checksum that clients verify."""
+    result = bytearray()
+    for start in range(0, len(data), _BLOCK_BYTES):
+        plain = data[start : start + _BLOCK_BYTES]
+        packed = lz4.block.compress(plain, store_size=False)
+        block = _FRAME_SIZES.pack(_METHOD_LZ4, len(packed) + _FRAME_SIZES.size, len(plain)) + packed
+        result += checksum(block) + block
+    return bytes(result)
 
 
 def choose_encoding(accept: str) -> str:
     """The first encoding of `Accept-Encoding` that we write; empty: none."""
     for part in accept.split(","):
         name = part.split(";")[0].strip().lower()
-        if name in ("lz4", "zstd", "gzip", "deflate") and not part.replace(" ", "").endswith(";q=0"):
+        if name in ("lz4", "zstd", "br", "gzip", "deflate") and not part.replace(" ", "").endswith(";q=0"):
             return name
     return ""
 
@@ -98,6 +129,8 @@ def compress(data: bytes, encoding: str) -> bytes:
         return bytes(lz4.frame.compress(data))
     if encoding == "zstd":
         return bytes(zstd.compress(data, 1))
+    if encoding == "br":
+        return bytes(brotli.compress(data, quality=1))
     if encoding == "gzip":
         return gzip.compress(data, compresslevel=1, mtime=0)
     if encoding == "deflate":

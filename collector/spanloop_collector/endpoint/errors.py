@@ -11,6 +11,8 @@ UNKNOWN_COMPRESSION_METHOD = 89
 READONLY = 164
 NETWORK_ERROR = 210
 UNKNOWN_EXCEPTION = 1002
+SAME_QUERY_ID = 216
+MEMORY_LIMIT_EXCEEDED = 241
 SESSION_NOT_FOUND = 372
 SESSION_IS_LOCKED = 373
 ACCESS_DENIED = 497
@@ -24,6 +26,8 @@ _NAMES = {
     READONLY: "READONLY",
     NETWORK_ERROR: "NETWORK_ERROR",
     UNKNOWN_EXCEPTION: "UNKNOWN_EXCEPTION",
+    SAME_QUERY_ID: "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
+    MEMORY_LIMIT_EXCEEDED: "MEMORY_LIMIT_EXCEEDED",
     SESSION_NOT_FOUND: "SESSION_NOT_FOUND",
     SESSION_IS_LOCKED: "SESSION_IS_LOCKED",
     ACCESS_DENIED: "ACCESS_DENIED",
@@ -32,7 +36,7 @@ _NAMES = {
 # The statuses that ClickHouse's HTTP handler gives; anything else is 500.
 _STATUSES = {
     **dict.fromkeys((6, 27, 36, 38, 41, 42, 43, 44, 46, 47, 53, 62, 72, 89, 115, 117, 164, 194, 456), 400),
-    **dict.fromkeys((60, 81, 372), 404),
+    **dict.fromkeys((60, 73, 81, 372), 404),
     373: 423,
     497: 403,
     516: 401,
@@ -60,7 +64,12 @@ class EndpointError(Exception):
 
 def from_engine(error: Exception) -> EndpointError:
     """An exception of chDB as an answer: its text has the code already."""
-    text = str(error)
+    text = _said(error)
+    if isinstance(error, TypeError) and "incompatible function arguments" in text:
+        # chDB takes text only, where a server takes any bytes.
+        return EndpointError(
+            BAD_ARGUMENTS, "the query or a parameter is not UTF-8; write bytes as unhex('ff')"
+        )
     start = text.find("Code: ")
     match = _CODE.search(text)
     if match is None or start < 0:
@@ -72,4 +81,16 @@ def from_engine(error: Exception) -> EndpointError:
             UNKNOWN_TABLE,
             "There is no such table (a name that is no table would be read as a file, which is closed to network users)",
         )
+    if code == MEMORY_LIMIT_EXCEEDED:
+        return EndpointError(code, f"{text[start:].strip()} (SPANLOOP_ENGINE_MEMORY sets the limit)")
     return EndpointError(code, text[start:].strip())
+
+
+def _said(error: BaseException) -> str:
+    """What the engine said. Where it quotes data that is no UTF-8, chDB fails over its own message and keeps the bytes."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UnicodeDecodeError):
+            return cause.object.decode("utf-8", "backslashreplace")
+        cause = cause.__cause__
+    return str(error)

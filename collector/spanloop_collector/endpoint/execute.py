@@ -10,6 +10,7 @@ from typing import Any
 from spanloop_collector.endpoint.errors import EndpointError, from_engine
 from spanloop_collector.endpoint.guard import Statement, without_format
 from spanloop_collector.endpoint.request import Query
+from spanloop_collector.endpoint.running import COMMENT
 
 # chDB encodes every streamed block by itself; only these formats may be put one after the other.
 STREAMABLE = frozenset(
@@ -33,20 +34,15 @@ class Answer:
     format: str
     summary: dict[str, str]
 
-    @property
-    def summary_json(self) -> str:
-        """The header's text."""
-        return json.dumps(self.summary)
-
 
 def can_stream(query: Query, statement: Statement) -> bool:
     """Whether the result may be sent while it is made; the client may ask to wait for its end instead."""
-    form = (statement.format or query.transport.get("default_format") or "TabSeparated").lower()
+    form = (statement.format or query.form).lower()
     return statement.kind in _SELECTS and form in STREAMABLE and not query.flag("wait_end_of_query")
 
 
-def prepare(handle: Any, query: Query) -> None:
-    """Puts a request's database and settings on its handle.
+def prepare(handle: Any, query: Query, query_id: str) -> None:
+    """Puts a request's database, settings and id on its handle.
 
     Raises:
         EndpointError: the engine refuses one.
@@ -54,7 +50,7 @@ def prepare(handle: Any, query: Query) -> None:
     try:
         if database := query.transport.get("database"):
             handle.query(f"USE {_quote_name(database)}", "Null")
-        for name, value in query.settings.items():
+        for name, value in (*query.settings.items(), (COMMENT, query_id)):
             handle.query(f"SET {name} = {_quote_text(value)}", "Null")
     except Exception as error:
         raise from_engine(error) from error
@@ -66,7 +62,7 @@ def run(handle: Any, query: Query, statement: Statement) -> Answer:
     Raises:
         EndpointError: the engine's error.
     """
-    form = statement.format or query.transport.get("default_format") or "TabSeparated"
+    form = statement.format or query.form
     try:
         if statement.body_start is not None:
             return _insert(handle, query, statement)
@@ -78,17 +74,17 @@ def run(handle: Any, query: Query, statement: Statement) -> Answer:
         raise
     except Exception as error:
         raise from_engine(error) from error
-    kind = "written" if statement.kind == "INSERT" else "read"
+    kind = "written" if statement.kind == "INSERT" else "result"
     return Answer(body, form if statement.reads or body else "", _summary(result, kind))
 
 
-def stream(handle: Any, query: Query, statement: Statement) -> Iterator[bytes]:
-    """A SELECT's result in pieces, each whole blocks of a streamable format.
+def stream(handle: Any, query: Query, statement: Statement) -> Iterator[tuple[bytes, int]]:
+    """A SELECT's result in pieces, each whole blocks of a streamable format, with the rows in it.
 
     Raises:
         EndpointError: the engine's error, at the first piece or later.
     """
-    form = statement.format or query.transport.get("default_format") or "TabSeparated"
+    form = statement.format or query.form
     empty = True
     try:
         result = handle.send_query(_sql(statement.text), form, params=query.parameters)
@@ -96,11 +92,11 @@ def stream(handle: Any, query: Query, statement: Statement) -> Iterator[bytes]:
             for chunk in result:
                 if piece := chunk.bytes():
                     empty = False
-                    yield bytes(piece)
+                    yield bytes(piece), chunk.rows_read()
         finally:
             result.close()
         if empty and form.lower() == "native":
-            yield _empty_block(handle, query, statement)
+            yield _empty_block(handle, query, statement), 0
     except EndpointError:
         raise
     except Exception as error:
@@ -158,6 +154,7 @@ def _sql(text: str) -> str:
 
 
 def _summary(result: Any, kind: str) -> dict[str, str]:
+    # The engine's counts of a read are of what came out; what went in is told by its progress.
     return {
         f"{kind}_rows": str(result.rows_read()),
         f"{kind}_bytes": str(result.bytes_read()),

@@ -97,6 +97,11 @@ _CLOSED_SETTINGS: Final = (
     "role",
     "disk",
     "storage_policy",
+    # What one query may take.
+    "max_memory_usage",
+    "max_untracked_memory",
+    "memory_overcommit",
+    "memory_usage_overcommit",
 )
 _ENGINES: Final = frozenset(
     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from spanloop_collector.endpoint.errors import BAD_ARGUMENTS, EndpointError
 from spanloop_collector.endpoint.guard import check_setting
 from spanloop_collector.endpoint.sessions import DEFAULT_TIMEOUT_S
 
+_LEAST_PROGRESS_INTERVAL_S = 0.01
 # What the HTTP transport itself reads, and what chDB has no use for. Everything else is a setting.
 _TRANSPORT = frozenset(
     {
@@ -35,6 +37,7 @@ _TRANSPORT = frozenset(
         "http_zlib_compression_level",
         "cancel_http_readonly_queries_on_client_close",
         "add_http_cors_header",
+        "log_comment",  # the endpoint's own mark of a query
     }
 )
 
@@ -58,6 +61,34 @@ class Query:
     def flag(self, name: str) -> bool:
         """Whether a transport parameter is set and not 0."""
         return self.transport.get(name, "0").lower() not in ("", "0", "false")
+
+    @property
+    def form(self) -> str:
+        """The format of an answer whose statement names none.
+
+        Raises:
+            EndpointError: `default_format` is no name.
+        """
+        name = self.transport.get("default_format") or "TabSeparated"
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            raise EndpointError(BAD_ARGUMENTS, f"default_format {name[:50]!r} is none")
+        return name
+
+    @property
+    def progress_interval_s(self) -> float | None:
+        """How often a running query's progress is sent in headers, in seconds; None: not at all.
+
+        Raises:
+            EndpointError: the interval is no whole number of milliseconds.
+        """
+        if not self.flag("send_progress_in_http_headers"):
+            return None
+        text = self.transport.get("http_headers_progress_interval_ms") or "100"
+        if not text.isdecimal():
+            raise EndpointError(
+                BAD_ARGUMENTS, f"http_headers_progress_interval_ms {text!r} is no number of milliseconds"
+            )
+        return max(int(text) / 1000, _LEAST_PROGRESS_INTERVAL_S)
 
     @property
     def session_timeout_s(self) -> int:

@@ -98,7 +98,8 @@ class StoreReader:
         if self._client is None:
             if self._url.kind == "chdb" and store.read_owner(self._url) is None:
                 return None
-            self._client = store.connect(self._url, migrate=False)
+            # It may die between that look and this call.
+            self._client = store.connect(self._url, migrate=False, served=True)
         try:
             return Snapshot.of(
                 [(version.name, version.version) for version in registry.versions(self._client)],

@@ -87,6 +87,33 @@ def test_a_failed_call_gets_the_version_that_failed(build_rows: Build) -> None:
     )
 
 
+OWN = {
+    "spanloop.model.version": "calculator@9",
+    "spanloop.prompt_token_ids": "[7]",
+    "spanloop.completion_token_ids": "[[8]]",
+    "spanloop.completion_logprobs": "[[-0.9]]",
+}
+
+
+@pytest.mark.parametrize("on_twin", [False, True], ids=["its own span", "its twin"])
+def test_what_the_exporter_recorded_stands_in_for_a_gateway(build_rows: Build, on_twin: bool) -> None:
+    row = Agent().call([user("p")], said("a"), at=0, **({} if on_twin else OWN))
+    twin = {**row, "SpanId": "twin", "SpanAttributes": row["SpanAttributes"] | OWN, "TraceId": "another"}
+    twin["Timestamp"] = row["Timestamp"] + 1_000_000_000
+    _, frame = build_rows([row, twin] if on_twin else [row])
+    columns = ("span_id", "policy_version", "prompt_ids", "completion_ids", "logprobs")
+    assert frame.select(columns).rows() == [(row["SpanId"], "calculator@9", [7], [8], [-0.9])]
+
+
+def test_tokens_of_two_sources_are_never_mixed(build_rows: Build) -> None:
+    row = Agent().call([user("p")], said("a"), at=0, **OWN)
+    columns = ("policy_version", "prompt_ids", "completion_ids", "logprobs")
+    _, whole = build_rows([row, gateway(row)])
+    assert whole.select(columns).rows() == [("calculator@3", [1, 2, 3], [4, 5], [-0.1, -2.0])]
+    _, without = build_rows([row, gateway(row, **{"spanloop.completion_token_ids": ""})])
+    assert without.select(columns).rows() == [("calculator@3", [7], [8], [-0.9])]
+
+
 def test_a_gateways_span_alone_is_counted_with_its_reason(build_rows: Build) -> None:
     agent = Agent()
     seen, unseen = agent.call([user("p")], said("a"), at=0), agent.call([user("q")], said("b"), at=1)
@@ -114,7 +141,24 @@ def test_twins_count_once_wherever_they_are(build_rows: Build) -> None:
     manifest, frame = build_rows([row, wrapper, row])
     assert frame["span_id"].to_list() == [row["SpanId"]]
     assert manifest.counts["lost"]["twin: another span reports the same response id"] == 1
-    assert manifest.counts["lost"]["span stored twice"] == 1
+    assert manifest.counts["rows_of_spans_stored_twice"] == 1
+
+
+def test_spans_that_were_sent_twice_change_nothing(build_rows: Build) -> None:
+    """Calls, the gateway's stamps and the agents above them; and it does not matter which of two unequal copies came first."""
+    rows = recorded("a_sync_basic", "c_langchain_basic", "d_agents_responses_basic")
+    rows.append(gateway(next(row for row in rows if row["SpanAttributes"].get("gen_ai.response.id"))))
+    manifest, frame = build_rows(rows)
+    again, same = build_rows([*rows, *reversed(rows)])
+    assert same.equals(frame)
+    assert again.counts.pop("rows_of_spans_stored_twice") == len(rows)
+    assert manifest.counts.pop("rows_of_spans_stored_twice") == 0
+    assert again.counts == manifest.counts
+    row = Agent().call([user("p")], said("a"), at=0)
+    other = Agent().call([user("p")], said("b"), at=0) | {"TraceId": row["TraceId"], "SpanId": row["SpanId"]}
+    results = [build_rows(copies)[1]["action"].to_list() for copies in ([row, other], [other, row])]
+    assert results[0] == results[1]
+    assert len(results[0]) == 1
 
 
 def test_every_span_is_accounted_for(build_rows: Build) -> None:

@@ -107,6 +107,7 @@ def transform(
         The transitions, the rules' reward parts by episode, and the last call of every episode.
     """
     funnel.count("spans", spans.counts["spans"])
+    funnel.count("rows_of_spans_stored_twice", spans.counts["rows_again"])
     funnel.lose(
         "no model call (tools, agents, HTTP, …)",
         spans.counts["spans"] - spans.counts["gateway"] - spans.counts["model_calls"],

@@ -1,4 +1,4 @@
-"""One row a model call: twins removed, the gateway's stamp merged in, status decided."""
+"""One row a model call: twins removed, the stamps of gateway and exporter merged in, status decided."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ _STAMP = (
     "gateway_seed", "gateway_temperature", "gateway_top_p", "gateway_max_tokens",
 )  # fmt: skip
 
+_TOKENS = ("prompt_ids", "completion_ids", "logprobs")
+
 
 def distinct_calls(calls: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
     """Drop calls without content and all but one of the spans that report one answer; number the rest (`row`).
 
-    The twin with an answer wins, then the earliest: an outer wrapper's span often lacks the messages.
+    The twin with an answer wins, then the earliest: an outer wrapper's span often lacks the messages. What the exporter
+    recorded on either of them is kept.
     The order of rows is canonical, so that nothing later depends on the order of the store.
     """
     with_content = calls.filter(pl.col("has_content"))
@@ -24,18 +27,34 @@ def distinct_calls(calls: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
     ordered = with_content.sort(
         pl.col("output").list.len() == 0, "start", "trace_id", "span_id"
     )  # False sorts first: calls with an answer
-    # A span delivered twice (a retry beside a spool) is one call as well.
-    kept = ordered.unique(["trace_id", "span_id"], keep="first", maintain_order=True)
-    funnel.lose("span stored twice", ordered.height - kept.height)
-    has_id = kept.filter(pl.col("response_id").is_not_null())
+    has_id = _share_own_stamps(ordered.filter(pl.col("response_id").is_not_null()))
     single = has_id.unique("response_id", keep="first", maintain_order=True)
     funnel.lose("twin: another span reports the same response id", has_id.height - single.height)
-    kept = pl.concat([single, kept.filter(pl.col("response_id").is_null())])
+    kept = pl.concat([single, ordered.filter(pl.col("response_id").is_null())])
     return kept.sort("start", "trace_id", "span_id").with_row_index("row")
 
 
+def _share_own_stamps(calls: pl.DataFrame) -> pl.DataFrame:
+    """Give every twin what the exporter wrote on one of them."""
+    own = calls.filter(_has_tokens("own_") | pl.col("own_served_version").is_not_null())
+    names = ["own_served_version", *(f"own_{name}" for name in _TOKENS)]
+    if own.is_empty():
+        return calls
+    ranked = own.sort(_has_tokens("own_"), descending=True, maintain_order=True)
+    first = ranked.unique("response_id", keep="first", maintain_order=True).select("response_id", *names)
+    shared = calls.drop(names).join(first, on="response_id", how="left", maintain_order="left")
+    return shared.select(calls.columns)
+
+
+def _has_tokens(prefix: str = "") -> pl.Expr:
+    return pl.col(f"{prefix}completion_ids").list.len().fill_null(0) > 0
+
+
 def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
-    """Add the stamp of the gateway's span with the same response id; without one, of its child in the trace."""
+    """Add the stamp of the gateway's span with the same response id; without one, of its child in the trace.
+
+    Where the gateway has no tokens, or no version, the exporter's own record of the answer stands in.
+    """
     stamps = gateway.sort("start", "trace_id", "span_id")
     by_id = stamps.filter(pl.col("response_id").is_not_null()).unique(
         "response_id", keep="first", maintain_order=True
@@ -73,7 +92,15 @@ def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) ->
     funnel.lose(
         "gateway span without the agent's span (among the services asked for)", unused.height - retries.height
     )
-    drop = [name for name in merged.columns if name.endswith("_child")]
+    # Ids and log-probabilities of one answer come from one source, since they must align.
+    merged = merged.with_columns(
+        pl.coalesce("served_version", "own_served_version").alias("served_version"),
+        *(
+            pl.when(_has_tokens() | ~_has_tokens("own_")).then(name).otherwise(f"own_{name}").alias(name)
+            for name in _TOKENS
+        ),
+    )
+    drop = [name for name in merged.columns if name.endswith("_child") or name.startswith("own_")]
     return merged.drop(drop).sort("row")
 
 

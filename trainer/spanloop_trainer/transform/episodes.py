@@ -20,7 +20,6 @@ MAX_DEPTH = 128
 
 def agents_above(calls: pl.DataFrame, ancestors: pl.DataFrame) -> pl.DataFrame:
     """`row`, `root_agent_span`, `agent_name` (nearest named agent), `agent_session` for calls below an agent's span."""
-    spans = ancestors.unique(["trace_id", "span_id"], keep="any")
     walk = calls.filter(pl.col("parent_span_id") != "").select(
         "row", "trace_id", pl.col("parent_span_id").alias("span_id"),
         pl.lit(None, pl.String).alias("root_agent_span"), pl.lit(None, pl.String).alias("agent_name"),
@@ -30,7 +29,7 @@ def agents_above(calls: pl.DataFrame, ancestors: pl.DataFrame) -> pl.DataFrame:
     for _ in range(MAX_DEPTH):
         if walk.is_empty():
             break
-        walk = walk.join(spans, on=["trace_id", "span_id"], how="left", suffix="_here").with_columns(
+        walk = walk.join(ancestors, on=["trace_id", "span_id"], how="left", suffix="_here").with_columns(
             pl.when(pl.col("is_agent")).then("span_id").otherwise("root_agent_span").alias("root_agent_span"),
             pl.coalesce("agent_name", "agent_name_here").alias("agent_name"),
             pl.coalesce("agent_session", "agent_session_here").alias("agent_session"),

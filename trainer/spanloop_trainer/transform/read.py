@@ -60,12 +60,31 @@ class Spans:
     gateway: pl.DataFrame  # one row a gateway span
     ancestors: pl.DataFrame  # skeleton of the traces in which calls have parents
     rewards: pl.DataFrame  # judgements by others
-    counts: dict[str, int]  # spans, gateway, model_calls in the window
+    counts: dict[
+        str, int
+    ]  # in the window: spans, gateway, model_calls; rows_again: of spans that were there already
 
 
 def _sql(name: str, recognise: str = "0", columns: str = "") -> str:
     text = resources.files("spanloop_trainer.transform").joinpath("sql", name).read_text()
     return text.replace("/* recognise */", recognise).replace("/* columns */", columns)
+
+
+def _once(frame: pl.DataFrame) -> pl.DataFrame:
+    """One row a span. A sender that saw no answer sends its spans again, and `otel_traces` then has them twice.
+
+    Copies are equal as a rule; where they are not, the same one is taken in every run.
+    """
+    keys = ("trace_id", "span_id")
+    if frame.select(keys).n_unique() == frame.height:
+        return frame
+    content = pl.struct(pl.exclude(keys)).hash(seed=0)
+    return (
+        frame.with_columns(content.alias("content_hash"))
+        .sort(*keys, "content_hash")
+        .unique(keys, keep="first", maintain_order=True)
+        .drop("content_hash")
+    )
 
 
 def _frame(client: Any, sql: str, parameters: dict[str, Any] | None = None) -> pl.DataFrame:
@@ -85,15 +104,17 @@ def _calls(
     client: Any, flavour: Flavour, earlier: Sequence[Flavour], parameters: dict[str, Any]
 ) -> pl.DataFrame:
     recognise = " AND NOT ".join([f"({flavour.recognise})", *(f"({other.recognise})" for other in earlier)])
-    frame = _frame(client, _sql("calls.sql", recognise, flavour.columns), parameters)
+    frame = _once(_frame(client, _sql("calls.sql", recognise, flavour.columns), parameters))
     flags = ("failed", "has_usage", "has_content", "invalid")
     return frame.with_columns(
         pl.lit(flavour.name).alias("flavour"),
         pl.col("start").dt.replace_time_zone(None),
         pl.col(flags).cast(pl.Boolean),
         # Absent attributes are '' in a ClickHouse map.
-        pl.col("session", "rollout", "explicit_task", "span_agent", "error_type", "response_id", "response_model")
-        .replace("", None),
+        pl.col(
+            "session", "rollout", "explicit_task", "span_agent", "error_type", "response_id", "response_model",
+            "own_served_version",
+        ).replace("", None),
     )  # fmt: skip
 
 
@@ -113,12 +134,12 @@ def read_spans(client: Any, window: Window) -> Spans:
         [_calls(client, flavour, known[:place], parameters) for place, flavour in enumerate(known)],
         how="diagonal_relaxed",
     )
-    gateway = _frame(client, _sql("gateway.sql"), parameters).with_columns(
+    gateway = _once(_frame(client, _sql("gateway.sql"), parameters)).with_columns(
         pl.col("start").dt.replace_time_zone(None),
         pl.col("in_window").cast(pl.Boolean),
         pl.col("response_id", "served_version").replace("", None),
     )
-    ancestors = _frame(client, _sql("ancestors.sql", anyone), parameters).with_columns(
+    ancestors = _once(_frame(client, _sql("ancestors.sql", anyone), parameters)).with_columns(
         pl.col("is_agent").cast(pl.Boolean), pl.col("agent_name", "agent_session").replace("", None)
     )
     counts = _frame(client, _sql("counts.sql", anyone), parameters).row(0, named=True)

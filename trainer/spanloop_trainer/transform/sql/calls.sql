@@ -34,6 +34,11 @@ SELECT
     toInt64OrNull(SpanAttributes['gen_ai.request.seed']) AS seed,
     (SpanAttributes['gen_ai.usage.output_tokens'] != '' OR SpanAttributes['gen_ai.usage.completion_tokens'] != '') AS has_usage,
     JSONExtract(SpanAttributes['gen_ai.response.finish_reasons'], 'Array(String)') AS finish_reasons,
+    -- What the exporter recorded inside the agent, where the server named it: the gateway's stamps by the same names.
+    SpanAttributes['spanloop.model.version'] AS own_served_version,
+    JSONExtract(SpanAttributes['spanloop.prompt_token_ids'], 'Array(Int32)') AS own_prompt_ids,
+    JSONExtract(SpanAttributes['spanloop.completion_token_ids'], 'Array(Array(Int32))') AS own_completion_ids,
+    JSONExtract(SpanAttributes['spanloop.completion_logprobs'], 'Array(Array(Float64))') AS own_logprobs,
     /* columns */
 FROM otel_traces
 WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64})

@@ -1,0 +1,512 @@
+"""The OTLP specification, a test a clause: https://opentelemetry.io/docs/specs/otlp. Section names are in the docstrings."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from backports import zstd
+from google.protobuf import json_format
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsServiceRequest,
+    ExportLogsServiceResponse,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from tests.collector.capture_process import trace_request
+from tests.collector.receivers import PATIENCE_S, Receivers, receivers
+
+from spanloop_store.otlp.signals import Signal
+
+PROTOBUF = "application/x-protobuf"
+JSON = "application/json"
+SERVICE = "opentelemetry.proto.collector.{0}.v1.{1}Service"
+BODY = trace_request("a").SerializeToString()
+Metadata = tuple[tuple[str, str], ...]
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Receivers]:
+    with receivers(tmp_path, min_free_bytes=0) as both:
+        yield both
+
+
+def export(
+    address: str,
+    body: bytes,
+    signal: str = "trace",
+    compression: grpc.Compression | None = None,
+    metadata: Metadata = (),
+) -> bytes:
+    """One gRPC call with these very bytes."""
+    name = SERVICE.format(signal, {"trace": "Trace", "logs": "Logs", "metrics": "Metrics"}[signal])
+    with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        call = channel.unary_unary(f"/{name}/Export")
+        answer: bytes = call(body, timeout=PATIENCE_S, compression=compression, metadata=metadata)
+        return answer
+
+
+def refused(address: str, body: bytes, **more: Any) -> tuple[grpc.StatusCode, Status]:
+    """Code and details of a gRPC call that is refused."""
+    with pytest.raises(grpc.RpcError) as caught:
+        export(address, body, **more)
+    error: Any = caught.value
+    details = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+    return error.code(), Status.FromString(details)
+
+
+def unpacked(status: Status, kind: Any) -> Any:
+    (detail,) = status.details
+    found = kind()
+    assert detail.Unpack(found), detail.type_url
+    return found
+
+
+def spans(payload: bytes) -> list[Any]:
+    request = ExportTraceServiceRequest.FromString(payload)
+    return [
+        span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans
+    ]
+
+
+def with_bad_ids() -> bytes:
+    request = trace_request("good", "zero", "short")
+    found = request.resource_spans[0].scope_spans[0].spans
+    found[1].trace_id, found[2].span_id = bytes(16), b"short"
+    return request.SerializeToString()
+
+
+# --- success ---------------------------------------------------------------------------------------------------------
+
+
+def test_full_success_leaves_partial_success_unset(both: Receivers) -> None:
+    """Full Success"""
+    answer = both.post(body=BODY)
+    assert (answer.status, answer.headers["Content-Type"], answer.body) == (200, PROTOBUF, b"")
+    assert export(both.grpc, trace_request("b").SerializeToString()) == b""
+    assert len(both.logged()) == 2
+
+
+@pytest.mark.parametrize("kind", [PROTOBUF, JSON])
+def test_the_response_has_the_content_type_of_the_request(both: Receivers, kind: str) -> None:
+    """OTLP/HTTP Response: the very same, for an error too; parameters of the request's are no part of it."""
+    good = BODY if kind == PROTOBUF else b'{"resourceSpans": []}'
+    for body, status in ((good, 200), (b"\xff", 400)):
+        answer = both.post(body=body, kind=f"{kind}; charset=utf-8; x=y")
+        assert (answer.status, answer.headers["Content-Type"]) == (status, kind)
+
+
+@pytest.mark.parametrize("path", ["/v1/traces", "/v1/logs", "/v1/metrics"])
+@pytest.mark.parametrize(("kind", "body"), [(PROTOBUF, b""), (JSON, b"{}")], ids=["protobuf", "json"])
+def test_an_empty_request_succeeds_and_says_that_nothing_was_stored(
+    both: Receivers, path: str, kind: str, body: bytes
+) -> None:
+    """Full Success: an empty request SHOULD succeed. A warning goes along, since a broken forwarder may have lost a body."""
+    answer = both.post(path, body, kind)
+    assert answer.status == 200
+    if path != "/v1/metrics":
+        assert b"nothing was stored" in answer.body
+        response = ExportTraceServiceResponse()
+        if kind == JSON:
+            json_format.Parse(answer.body, response)
+        else:
+            response.ParseFromString(answer.body)
+        assert response.partial_success.rejected_spans == 0
+    assert both.logged() == []
+    assert both.statistics.total("spanloop_requests_total", outcome="empty") == 1
+    assert both.statistics.total("spanloop_items_acknowledged_total") == 0
+
+
+def test_an_empty_grpc_request_succeeds(both: Receivers) -> None:
+    """OTLP/gRPC, Full Success"""
+    answer = ExportTraceServiceResponse.FromString(export(both.grpc, b""))
+    assert answer.partial_success.rejected_spans == 0
+    assert "nothing was stored" in answer.partial_success.error_message
+
+
+def test_empty_envelopes_are_ignored(both: Receivers) -> None:
+    """Empty Telemetry Envelopes: receivers MAY ignore them."""
+    request = ExportTraceServiceRequest()
+    request.resource_spans.add().scope_spans.add()
+    assert both.post(body=request.SerializeToString()).status == 200
+    assert both.logged() == []
+
+
+# --- partial success -------------------------------------------------------------------------------------------------
+
+
+def test_partial_success_counts_what_was_rejected_and_says_why(both: Receivers) -> None:
+    """Partial Success: HTTP 200, rejected_spans, an error message in English; the rest is stored."""
+    answer = both.post(body=with_bad_ids())
+    over_grpc = export(both.grpc, with_bad_ids().replace(b"good", b"gold"))
+    assert answer.status == 200
+    for body in (answer.body, over_grpc):
+        partial = ExportTraceServiceResponse.FromString(body).partial_success
+        assert partial.rejected_spans == 2
+        assert "trace id of zeros" in partial.error_message
+        assert "span id of 5 bytes" in partial.error_message
+    assert [[span.name for span in spans(payload)] for payload in both.logged()] == [["good"], ["gold"]]
+
+
+def test_partial_success_of_logs(both: Receivers) -> None:
+    """Partial Success: rejected_log_records"""
+    request = ExportLogsServiceRequest()
+    records = request.resource_logs.add().scope_logs.add().log_records
+    records.add(time_unix_nano=1).body.string_value = "kept"
+    records.add(time_unix_nano=1, trace_id=b"odd").body.string_value = "left out"
+    answer = both.post("/v1/logs", request.SerializeToString())
+    partial = ExportLogsServiceResponse.FromString(answer.body).partial_success
+    assert (answer.status, partial.rejected_log_records) == (200, 1)
+    assert len(both.logged(Signal.LOGS)) == 1
+
+
+def metrics() -> ExportMetricsServiceRequest:
+    request = ExportMetricsServiceRequest()
+    found = request.resource_metrics.add().scope_metrics.add().metrics
+    found.add(name="calls").sum.data_points.add(as_int=1)
+    found.add(name="load").gauge.data_points.add(as_double=0.5)
+    found.add(name="time").histogram.data_points.add(count=1)
+    return request
+
+
+@pytest.mark.parametrize("way", ["protobuf", "json", "grpc"])
+def test_metrics_are_answered_honestly(both: Receivers, way: str) -> None:
+    """Partial Success: there is no table for them, so every point is rejected, and the sender hears so."""
+    answer = ExportMetricsServiceResponse()
+    if way == "grpc":
+        answer.ParseFromString(export(both.grpc, metrics().SerializeToString(), "metrics"))
+    elif way == "protobuf":
+        answer.ParseFromString(both.post("/v1/metrics", metrics().SerializeToString()).body)
+    else:
+        body = json.dumps(json_format.MessageToDict(metrics())).encode()
+        json_format.Parse(both.post("/v1/metrics", body, JSON).body, answer)
+    assert answer.partial_success.rejected_data_points == 3
+    assert "OTEL_METRICS_EXPORTER=none" in answer.partial_success.error_message
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/v1/traces", b"\xff\xff no protobuf", PROTOBUF),
+        ("/v1/traces", b"not json", JSON),
+        ("/v1/traces", b"[1]", JSON),
+        ("/v1/traces", b'{"resourceSpans": 3}', JSON),
+        ("/v1/logs", b"\x0a\xff", PROTOBUF),
+        ("/v1/metrics", b"\x0a\xff", PROTOBUF),
+        ("/v1/metrics", b"{", JSON),
+    ],
+)
+def test_bad_data_is_400_with_a_bad_request_in_the_status(
+    both: Receivers, path: str, body: bytes, kind: str
+) -> None:
+    """Failures, Bad Data: a Status in the encoding of the request, details SHOULD have a BadRequest; final."""
+    answer = both.post(path, body, kind)
+    status = Status()
+    if kind == JSON:
+        json_format.Parse(answer.body, status)
+    else:
+        status.ParseFromString(answer.body)
+    assert answer.status == 400
+    assert status.message
+    assert unpacked(status, BadRequest).field_violations[0].description == status.message
+    assert "Retry-After" not in answer.headers
+
+
+@pytest.mark.parametrize("signal", ["trace", "logs", "metrics"])
+def test_bad_data_over_grpc_is_invalid_argument(both: Receivers, signal: str) -> None:
+    """OTLP/gRPC, Failures: INVALID_ARGUMENT with BadRequest, and never INTERNAL for a body that does not decode."""
+    code, status = refused(both.grpc, b"\x0a\xff", signal=signal)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert unpacked(status, BadRequest).field_violations
+
+
+def test_every_error_is_a_status(both: Receivers) -> None:
+    """Failures: the body of every 4xx MUST be a Status."""
+    for answer, expected in (
+        (both.post("/v1/traces", method="GET"), 405),
+        (both.post("/v1development/profiles", BODY), 404),
+        (both.post("/v1/traces/more", BODY), 404),
+        (both.post(body=BODY, kind="text/plain"), 415),
+        (both.post(body=BODY, kind=""), 415),
+        (both.post(body=BODY, Content_Encoding="br"), 415),
+    ):
+        assert (answer.status, answer.headers["Content-Type"]) == (expected, PROTOBUF)
+        assert Status.FromString(answer.body).message
+    assert both.post("/v1/traces", method="GET").headers["Allow"] == "POST"
+    assert "zstd" in both.post(body=BODY, Content_Encoding="br").headers["Accept-Encoding"]
+    assert both.logged() == []
+
+
+def test_an_unknown_service_is_unimplemented(both: Receivers) -> None:
+    """OTLP/gRPC, Failures: final."""
+    with grpc.insecure_channel(both.grpc) as channel:
+        call = channel.unary_unary(
+            "/opentelemetry.proto.collector.profiles.v1development.ProfilesService/Export"
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_without_the_token_requests_are_unauthenticated(tmp_path: Path) -> None:
+    with receivers(tmp_path, token="s3cret", min_free_bytes=0) as both:
+        for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "s3cret"}):
+            answer = both.post(body=BODY, **wrong)
+            assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+            assert Status.FromString(answer.body).code == grpc.StatusCode.UNAUTHENTICATED.value[0]
+        assert both.post(body=BODY, Authorization="Bearer s3cret").status == 200
+        for metadata in ((), (("authorization", "Bearer wrong"),)):
+            assert refused(both.grpc, BODY, metadata=metadata)[0] is grpc.StatusCode.UNAUTHENTICATED
+        export(both.grpc, BODY, metadata=(("authorization", "Bearer s3cret"),))
+        assert both.post("/v1/metrics", b"").status == 401
+        assert refused(both.grpc, b"", signal="metrics")[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+# --- throttling ------------------------------------------------------------------------------------------------------
+
+
+def test_back_pressure_is_retryable_and_says_when(tmp_path: Path) -> None:
+    """OTLP/HTTP Throttling: 503 with Retry-After. OTLP/gRPC Throttling: UNAVAILABLE with RetryInfo."""
+    with receivers(tmp_path, max_log_bytes=10, min_free_bytes=0) as both:
+        assert both.post(body=BODY).status == 200
+        other = trace_request("other").SerializeToString()
+        answer = both.post(body=other)
+        assert answer.status == 503
+        seconds = int(answer.headers["Retry-After"])
+        status = Status.FromString(answer.body)
+        assert unpacked(status, RetryInfo).retry_delay.seconds == seconds > 0
+        code, status = refused(both.grpc, other)
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert unpacked(status, RetryInfo).retry_delay.seconds == seconds
+        assert len(both.logged()) == 1
+        assert both.statistics.total("spanloop_requests_total", outcome="busy") == 2
+
+
+def test_too_many_bytes_at_once_are_retryable(tmp_path: Path) -> None:
+    """OTLP/HTTP Throttling: 429. OTLP/gRPC: RESOURCE_EXHAUSTED is retryable only with RetryInfo."""
+    with receivers(tmp_path, max_in_flight_bytes=4000, min_free_bytes=0) as both:
+        with both.intake.space.in_flight() as another:
+            another.grow(3999)
+            answer = both.post(body=BODY)
+            code, status = refused(both.grpc, BODY)
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert unpacked(status, RetryInfo).retry_delay.seconds == 1
+        assert both.post(body=BODY).status == 200
+        # Alone, a request of any permitted size fits.
+        assert both.post(body=trace_request("large", text="x" * 5000).SerializeToString()).status == 200
+        assert both.intake.space.in_flight_bytes == 0
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+LIMIT = 100_000
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "zstd": zstd.compress,
+}
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receivers]:
+    with receivers(tmp_path_factory.mktemp("limited"), max_body_bytes=LIMIT, min_free_bytes=0) as both:
+        yield both
+
+
+@pytest.mark.parametrize("encoding", PACKERS)
+def test_what_unpacks_to_too_much_is_413(limited: Receivers, encoding: str) -> None:
+    """OTLP/HTTP Request: the server MUST limit the size, after decompression too; 413, which is final."""
+    body = trace_request("bomb", text="x" * LIMIT).SerializeToString()
+    packed = PACKERS[encoding](body)
+    assert len(packed) < LIMIT / 10
+    answer = limited.post(body=packed, Content_Encoding=encoding)
+    assert (answer.status, "Retry-After" in answer.headers) == (413, False)
+    assert "OTEL_BSP_MAX_EXPORT_BATCH_SIZE" in Status.FromString(answer.body).message
+    assert limited.logged() == []
+
+
+def test_a_body_that_is_too_large_as_sent_is_413(limited: Receivers) -> None:
+    body = trace_request("large", text="x" * LIMIT).SerializeToString()
+    assert limited.post(body=body).status == 413
+    # Without a length beforehand: in chunks.
+    assert limited.post(body=iter([body[:50_000], body[50_000:]]), Transfer_Encoding="chunked").status == 413
+    # The rest of it is not even read, so nobody asks whether it is gzip.
+    chunks = iter([bytes(60_000), bytes(60_000)])
+    answer = limited.post(body=chunks, Transfer_Encoding="chunked", Content_Encoding="gzip")
+    assert answer.status == 413
+    assert limited.logged() == []
+    assert limited.intake.space.in_flight_bytes == 0
+
+
+@pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_a_grpc_message_that_is_too_large_is_final(
+    limited: Receivers, compression: grpc.Compression | None
+) -> None:
+    """OTLP/gRPC Request: RESOURCE_EXHAUSTED without RetryInfo, also for what unpacks to too much."""
+    body = trace_request("large", text="x" * LIMIT).SerializeToString()
+    code, status = refused(limited.grpc, body, compression=compression)
+    assert (code, list(status.details)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, [])
+    assert limited.logged() == []
+
+
+# --- encodings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "GZIP", *PACKERS])
+@pytest.mark.parametrize("kind", [PROTOBUF, JSON])
+def test_http_bodies_may_be_packed(both: Receivers, encoding: str, kind: str) -> None:
+    """Protocol Details: none and gzip MUST be supported; deflate and zstd are ours."""
+    body = BODY if kind == PROTOBUF else json.dumps(document()).encode()
+    packed = PACKERS.get(encoding.lower(), bytes)(body)
+    assert both.post(body=packed, kind=kind, Content_Encoding=encoding).status == 200
+    assert len(both.logged()) == 1
+
+
+@pytest.mark.parametrize("encoding", PACKERS)
+def test_a_body_that_is_not_what_its_encoding_says_is_400(both: Receivers, encoding: str) -> None:
+    assert both.post(body=BODY, Content_Encoding=encoding).status == 400
+    assert both.post(body=PACKERS[encoding](BODY)[:-5], Content_Encoding=encoding).status == 400
+
+
+@pytest.mark.parametrize(
+    "compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip, grpc.Compression.Deflate]
+)
+def test_grpc_messages_may_be_packed(both: Receivers, compression: grpc.Compression) -> None:
+    """Protocol Details: none and gzip MUST be supported."""
+    body = trace_request("packed", text="x" * 5000).SerializeToString()
+    export(both.grpc, body, compression=compression)
+    assert both.logged() == [body]
+
+
+# --- forwards compatibility, and JSON --------------------------------------------------------------------------------
+
+
+def test_unknown_protobuf_fields_are_accepted_and_kept(both: Receivers) -> None:
+    """Future Versions and Interoperability: fields that a newer OTLP adds, at the top and in a span."""
+    unknown = b"\xfa\x3e\x03new"  # field 1007, three bytes
+    request = trace_request("newer")
+    request.resource_spans[0].scope_spans[0].spans[0].MergeFromString(unknown)
+    body = request.SerializeToString() + unknown
+    assert body.count(unknown) == 2
+    assert both.post(body=body).status == 200
+    export(both.grpc, body + unknown)
+    assert both.logged() == [body, body + unknown]
+
+
+def document(**span: Any) -> dict[str, Any]:
+    found = {
+        "traceId": "5B8EFFF798038103D269B633813FC60C",
+        "spanId": "eee19b7ec3c1b174",
+        "name": "json",
+        "kind": 2,
+        "startTimeUnixNano": "1750000000000000000",
+    }
+    return {"resourceSpans": [{"scopeSpans": [{"spans": [found | span]}]}]}
+
+
+def json_span(both: Receivers, **span: Any) -> Any:
+    """A span that was sent as JSON, as it came into the log."""
+    before = len(both.logged())
+    answer = both.post(body=json.dumps(document(**span)).encode(), kind=JSON)
+    assert (answer.status, answer.body) == (200, b"{}")
+    (found,) = spans(both.logged()[before])
+    return found
+
+
+def test_json_ids_are_hex_in_either_case(both: Receivers) -> None:
+    """JSON Protobuf Encoding: trace and span ids are case-insensitive hex, of links and log records too."""
+    link = {"traceId": "AB" * 16, "spanId": "cd" * 8}
+    span = json_span(both, parentSpanId="EEE19B7EC3C1B173", links=[link])
+    assert span.trace_id.hex() == "5b8efff798038103d269b633813fc60c"
+    assert (span.span_id.hex(), span.parent_span_id.hex()) == ("eee19b7ec3c1b174", "eee19b7ec3c1b173")
+    assert (span.links[0].trace_id.hex(), span.links[0].span_id.hex()) == ("ab" * 16, "cd" * 8)
+    record = {"timeUnixNano": 1, "traceId": "AB" * 16, "body": {"stringValue": "x"}}
+    body = json.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": [record]}]}]}).encode()
+    assert both.post("/v1/logs", body, JSON).status == 200
+    (payload,) = both.logged(Signal.LOGS)
+    (found,) = ExportLogsServiceRequest.FromString(payload).resource_logs[0].scope_logs[0].log_records
+    assert found.trace_id.hex() == "ab" * 16
+
+
+def test_json_ids_in_base64_are_rejected(both: Receivers) -> None:
+    """JSON Protobuf Encoding: they are not base64, as protobuf's own mapping would have them."""
+    body = json.dumps(document(traceId=base64.b64encode(b"x" * 16).decode())).encode()
+    answer = json.loads(both.post(body=body, kind=JSON).body)
+    assert answer["partialSuccess"]["rejectedSpans"] == "1"
+    assert "trace id" in answer["partialSuccess"]["errorMessage"]
+
+
+def test_json_bytes_other_than_ids_are_base64(both: Receivers) -> None:
+    value = {"bytesValue": base64.b64encode(b"\x00\xff").decode()}
+    span = json_span(both, attributes=[{"key": "raw", "value": value}])
+    assert span.attributes[0].value.bytes_value == b"\x00\xff"
+
+
+@pytest.mark.parametrize("number", [1750000000000000001, "1750000000000000001"], ids=["number", "string"])
+def test_json_64_bit_integers_are_strings_or_numbers(both: Receivers, number: Any) -> None:
+    """JSON Protobuf Encoding: either is accepted when decoding, and no digit is lost."""
+    span = json_span(both, startTimeUnixNano=number, attributes=[{"key": "n", "value": {"intValue": number}}])
+    assert span.start_time_unix_nano == span.attributes[0].value.int_value == 1750000000000000001
+
+
+def test_json_enums_are_integers_and_unknown_ones_pass(both: Receivers) -> None:
+    """JSON Protobuf Encoding: senders use integers. A name is taken too: to refuse what is understood helps nobody."""
+    assert json_span(both, kind=3, status={"code": 2}).kind == 3
+    assert json_span(both, kind=77).kind == 77
+    assert json_span(both, kind="SPAN_KIND_CLIENT").kind == 3
+
+
+def test_json_fields_of_unknown_names_are_ignored(both: Receivers) -> None:
+    """JSON Protobuf Encoding: receivers MUST ignore them, wherever they stand."""
+    body: dict[str, Any] = document(newField={"deep": [1, {"x": None}]}, name="known")
+    body["new"] = body["resourceSpans"][0]["new"] = [1]
+    body["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["attributes"] = [
+        {"key": "k", "value": {"stringValue": "v", "newKind": 1}}
+    ]
+    assert both.post(body=json.dumps(body).encode(), kind=JSON).status == 200
+    (span,) = spans(both.logged()[0])
+    assert (span.name, span.attributes[0].value.string_value) == ("known", "v")
+
+
+def test_protobuf_and_json_share_a_port(both: Receivers) -> None:
+    """OTLP/HTTP Connection: the content type decides, also within one kept connection."""
+    assert both.post(body=BODY, kind=PROTOBUF).status == 200
+    assert both.post(body=json.dumps(document()).encode(), kind=JSON).status == 200
+    assert both.post(body=BODY, kind=JSON).status == 400
+    assert len(both.logged()) == 2
+
+
+def test_a_sender_that_goes_away_half_way_stores_nothing(both: Receivers) -> None:
+    import socket
+
+    host, port = both.http.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as sender:
+        head = (
+            f"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: {PROTOBUF}\r\nContent-Length: 99\r\n\r\n"
+        )
+        sender.sendall(head.encode() + BODY[:10])
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as sender:
+        head = f"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: {PROTOBUF}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        sender.sendall(head.encode() + b"not a chunk\r\n")
+        assert b" 400 Bad Request" in sender.recv(100)
+    assert both.post(body=BODY).status == 200
+    assert len(both.logged()) == 1
