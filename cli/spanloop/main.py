@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "Compare two model versions on held-out tasks.",
     "promote": "Move an alias to a version that won its evaluation.",
     "status": "Show store, versions, aliases and the audit trail.",
+    "store": "Look after the store: back up, restore, retention, cluster schema.",
     "report": "Write one self-contained HTML page of a run.",
     "show": "Print one episode: messages, tool calls, rewards.",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -44,3 +45,25 @@ def progress_printer(enabled: bool = True) -> Callable[[str], None]:
             sys.stderr.flush()
 
     return show
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+
+
+class SizeType(click.ParamType[int]):
+    """Bytes, with a unit if one is given."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """`value` in bytes; fails with the units that are known."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", str(value).strip().lower())
+        if found is None or found[2] not in _UNITS:
+            self.fail(f"{value!r} is no size; write 500MB, 2GiB or a number of bytes", param, ctx)
+        return int(float(found[1]) * _UNITS[found[2]])
+
+
+SIZE = SizeType()

@@ -1,19 +1,20 @@
-"""`spanloop doctor` as a user runs it: a sound environment passes, and each broken one is named with its fix."""
+"""`spanloop doctor` as a user runs it: a sound environment passes, each broken one is named, and its fix clears it."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.helpers.otlp_receiver import Receiver, otlp_receiver
 
-from spanloop.commands.doctor import versions_match
+OURS = ("OTEL_", "TRACELOOP_", "SPANLOOP_", "OPENINFERENCE_", "TRACEPARENT")
 
 
 @pytest.fixture(scope="module")
@@ -22,90 +23,190 @@ def receiver() -> Iterator[Receiver]:
         yield running
 
 
-def doctor(receiver: Receiver, tmp_path: Path, *options: str, **variables: str) -> tuple[int, dict[str, Any]]:
-    """Exit status and checks by name."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "TRACELOOP_", "SPANLOOP_"))}
-    environment = (
-        kept | {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_SERVICE_NAME": "agent"} | variables
+def sound(receiver: Receiver, tmp_path: Path) -> dict[str, str]:
+    """Variables of an environment in which everything is well."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return kept | {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
+        "OTEL_SERVICE_NAME": "agent",
+        # Its library takes seconds to import.
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "openai_agents",
+        "SPANLOOP_SPOOL": str(tmp_path / "spool"),
+    }
+
+
+def doctor(
+    environ: Mapping[str, str], tmp_path: Path, *options: str
+) -> tuple[int, dict[str, dict[str, str]], str]:
+    """Exit status, checks by name, and standard error."""
+    store = ("--store", f"chdb://{tmp_path}/s")
+    command = [sys.executable, "-m", "spanloop.main", "doctor", "--json", *store, *options]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=180, env=dict(environ), check=False
     )
-    command = [
-        sys.executable,
-        "-m",
-        "spanloop.main",
-        "doctor",
-        "--json",
-        "--store",
-        f"chdb://{tmp_path}/s",
-        *options,
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
     assert ended.stdout, ended.stderr
-    report = json.loads(ended.stdout)
+    report: dict[str, Any] = json.loads(ended.stdout)
     assert report["ok"] == (ended.returncode == 0)
-    return ended.returncode, {check["name"]: check for check in report["checks"]}
+    return ended.returncode, {check["name"]: check for check in report["checks"]}, ended.stderr
 
 
-def test_a_sound_environment_passes_and_leaves_nothing_behind(receiver: Receiver, tmp_path: Path) -> None:
-    status, checks = doctor(receiver, tmp_path)
-    assert status == 0
+def apply(fix: str, environ: dict[str, str]) -> None:
+    """Does to the variables what a user's shell does who pastes the fix."""
+    words = shlex.split(fix)
+    if words[0] == "unset":
+        for name in words[1:]:
+            environ.pop(name, None)
+    elif words[0] == "export":
+        environ.update(word.split("=", 1) for word in words[1:])
+    else:
+        raise AssertionError(f"no variable: {fix}")
+
+
+def test_many_things_broken_at_once_are_each_named_and_their_fixes_clear_them(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    broken = {
+        "TRACELOOP_TRACE_CONTENT": "false",
+        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "128",
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "langchain",
+        "OTEL_PROPAGATORS": "baggage",
+        "OTEL_BSP_SCHEDULE_DELAY": "60000",
+        "SPANLOOP_MAX_ATTRIBUTE_BYTES": "plenty",
+        "OTEL_SERVICE_NAME": "",
+    }
+    environ = sound(receiver, tmp_path) | broken
+    status, checks, _ = doctor(environ, tmp_path)
+    found = {name: check for name, check in checks.items() if check["status"] != "ok" and name != "store"}
+    assert status == 1
+    assert {name: check["status"] for name, check in found.items()} == {
+        "content": "FAIL",
+        "limits": "FAIL",
+        "langchain": "FAIL",
+        "propagation": "warn",
+        "queue": "warn",
+        "settings": "warn",
+        "service name": "warn",
+    }
+    assert "TRACELOOP_TRACE_CONTENT=false" in found["content"]["detail"]
+    assert "128 attributes" in found["limits"]["detail"]
+    assert "turned off" in found["langchain"]["detail"]
+    for check in found.values():
+        apply(check["fix"], environ)
+    assert set(environ) & set(broken) == {"OTEL_PROPAGATORS", "OTEL_SERVICE_NAME"}
+    status, checks, errors = doctor(environ, tmp_path)
+    assert (status, errors) == (0, "")
     assert {name for name, check in checks.items() if check["status"] != "ok"} == {"store"}
     assert "nobody serves it" in checks["store"]["detail"]
-    assert "a call left" in checks["openai"]["detail"]
-    assert "a call left" in checks["langchain"]["detail"]
+    assert "a chat completion and a response left 2 span(s)" in checks["openai"]["detail"]
+    assert "left 1 span(s)" in checks["langchain"]["detail"]
+    assert "openai-agents is active" in checks["instrumentor openai_agents"]["detail"]
+    assert f"{tmp_path}/spool: 0 MiB" in checks["spool"]["detail"]
+    # Nothing of it stays anywhere.
     assert receiver.spans == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("variables", "check", "detail", "fix"),
+    ("variables", "failing", "detail", "fix"),
     [
-        ({"TRACELOOP_TRACE_CONTENT": "false"}, "content", "no messages", "TRACELOOP_TRACE_CONTENT"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, "exporter", "does not answer", "spanloop up"),
-        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "128"}, "limits", "128 attributes", "unset"),
-        ({"OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "4000"}, "limits", "4000 characters", "unset"),
-        ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "openai"}, "openai", "turned off", "unset"),
-        ({"OTEL_TRACES_EXPORTER": "none"}, "exporter", "thrown away", "OTEL_TRACES_EXPORTER"),
         ({"OTEL_TRACES_EXPORTER": "otlp_typo"}, "instrumentation", "otlp_typo", "OTEL_"),
-        ({"OTEL_TRACES_SAMPLER": "always_off"}, "openai", "sampler", "OTEL_TRACES_SAMPLER"),
-        ({"OTEL_SDK_DISABLED": "true"}, "openai", "not instrumented", "OTEL_SDK_DISABLED"),
+        (
+            {"OTEL_BSP_MAX_QUEUE_SIZE": "100"},
+            "queue",
+            "a batch of 512 is larger than the queue of 100",
+            "unset OTEL_BSP_MAX_QUEUE_SIZE",
+        ),
+        (
+            {"OTEL_TRACES_SAMPLER": "always_off", "OTEL_TRACES_EXPORTER": "none"},
+            "openai",
+            "the sampler drops every span",
+            "unset OTEL_TRACES_SAMPLER",
+        ),
     ],
+    ids=["no such exporter", "batch over queue", "sampled away and no exporter"],
 )
-def test_each_broken_environment_is_named_with_its_fix(
-    receiver: Receiver, tmp_path: Path, variables: dict[str, str], check: str, detail: str, fix: str
+def test_an_agent_that_sends_nothing_at_all(
+    receiver: Receiver, tmp_path: Path, variables: dict[str, str], failing: str, detail: str, fix: str
 ) -> None:
-    status, checks = doctor(receiver, tmp_path, **variables)
+    status, checks, _ = doctor(sound(receiver, tmp_path) | variables, tmp_path)
     assert status == 1
-    assert checks[check]["status"] == "FAIL"
-    assert detail in checks[check]["detail"]
-    assert fix in checks[check]["fix"]
+    assert checks[failing]["status"] == "FAIL"
+    assert detail in checks[failing]["detail"]
+    assert fix in checks[failing]["fix"]
+    if variables.get("OTEL_TRACES_EXPORTER") == "none":
+        assert "thrown away" in checks["exporter"]["detail"]
 
 
-def test_an_instrumentor_that_cannot_be_imported_is_found(receiver: Receiver, tmp_path: Path) -> None:
-    """OpenTelemetry skips it with at most a line in the log, and the agent runs on without spans."""
-    broken = tmp_path / "path" / "openai"
+TWIN = '''
+import openai.resources.chat.completions as completions
+from opentelemetry import trace
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+
+
+class TwinInstrumentor(BaseInstrumentor):
+    """Another vendor's, for the same client."""
+
+    def instrumentation_dependencies(self):
+        return ["openai >= 1"]
+
+    def _instrument(self, **kwargs):
+        tracer, original = trace.get_tracer("twin.openai"), completions.Completions.create
+
+        def create(self, *arguments, **named):
+            with tracer.start_as_current_span("twin chat") as span:
+                span.set_attribute("llm.model_name", named["model"])
+                return original(self, *arguments, **named)
+
+        completions.Completions.create = create
+
+    def _uninstrument(self, **kwargs):
+        pass
+'''
+
+EXTEND = "from pkgutil import extend_path\n__path__ = extend_path(__path__, __name__)\n"
+
+
+def test_instrumentors_that_fight_or_do_not_load_are_found_in_a_real_run(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    """OpenTelemetry loads both of the first kind, and skips the second kind with at most a line in the log."""
+    path = tmp_path / "path"
+    install(path, "twin-openai", "3.1", {"opentelemetry_instrumentor": "openai = twin:TwinInstrumentor"})
+    (path / "twin.py").write_text(TWIN)
+    install(path, "half-upgraded", "2.0", {"opentelemetry_instrumentor": "agentlib = half:HalfInstrumentor"})
+    (path / "half.py").write_text("raise ImportError('half an upgrade')\n")
+    # In front of the real one; a regular package is found before it only where the namespace is a package too.
+    broken = path / "opentelemetry" / "instrumentation" / "langchain"
     broken.mkdir(parents=True)
-    (broken / "__init__.py").write_text("raise ImportError('half an upgrade')\n")
-    status, checks = doctor(receiver, tmp_path, PYTHONPATH=str(broken.parent))
+    (broken / "__init__.py").write_text("import opentelemetry._gone\n")
+    for folder in (broken.parent.parent, broken.parent):
+        (folder / "__init__.py").write_text(EXTEND)
+    environ = sound(receiver, tmp_path) | {"PYTHONPATH": str(path), "OTEL_TRACES_EXPORTER": "otlp"}
+    status, checks, _ = doctor(environ, tmp_path)
     assert status == 1
-    assert "half an upgrade" in checks["openai"]["detail"]
-    assert checks["langchain"]["status"] == "ok"
+    assert "spool" not in checks
+    assert "twin-openai 3.1 both instrument" in checks["instrumentor conflict"]["detail"]
+    assert checks["instrumentor conflict"]["fix"] == "pip uninstall --yes twin-openai"
+    assert checks["reported once"]["fix"] == "pip uninstall --yes twin-openai"
+    assert "twin.openai" in checks["reported once"]["detail"]
+    assert (
+        "half-upgraded is installed and not active: ImportError: half an upgrade"
+        in (checks["instrumentor agentlib"]["detail"])
+    )
+    assert (
+        "opentelemetry-instrumentation-langchain cannot be imported: ModuleNotFoundError"
+        in (checks["langchain"]["detail"])
+    )
+    assert checks["langchain"]["fix"] == "pip install --upgrade opentelemetry-instrumentation-langchain"
 
 
-def test_a_store_that_is_none_is_reported(receiver: Receiver, tmp_path: Path) -> None:
-    status, checks = doctor(receiver, tmp_path, "--store", "mysql://x/y")
-    assert status == 1
-    assert checks["store"]["status"] == "FAIL"
-    assert "mysql" in checks["store"]["detail"]
-
-
-@pytest.mark.parametrize(
-    ("sdk", "instrumentation", "distro", "match"),
-    [
-        ("1.45.1", "0.66b1", "0.66b1", True),
-        ("1.27.0", "0.48b0", "0.48b0", True),
-        ("1.45.1", "0.66b1", "0.48b0", False),
-        ("1.45.1", "0.65b0", "0.65b0", False),
-    ],
-)
-def test_versions_belong_together(sdk: str, instrumentation: str, distro: str, match: bool) -> None:
-    assert versions_match(sdk, instrumentation, distro) is match
+def install(path: Path, name: str, version: str, entry_points: Mapping[str, str], *requires: str) -> None:
+    """Metadata of a distribution, as pip leaves it; on PYTHONPATH it counts as installed."""
+    folder = path / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    lines = ["Metadata-Version: 2.4", f"Name: {name}", f"Version: {version}"]
+    (folder / "METADATA").write_text(
+        "\n".join([*lines, *(f"Requires-Dist: {text}" for text in requires)]) + "\n"
+    )
+    points = "".join(f"[{group}]\n{text}\n" for group, text in entry_points.items())
+    (folder / "entry_points.txt").write_text(points)

@@ -15,6 +15,7 @@ from spanloop.options import echo_json, example, json_option, progress_printer, 
         """
         spanloop import traces.json.gz yesterday.jsonl
         spanloop import --store chdb:///data/spanloop exported/*.pb
+        spanloop import ~/.spanloop/spool
         """
     ),
 )
@@ -24,8 +25,10 @@ from spanloop.options import echo_json, example, json_option, progress_printer, 
 def command(files: tuple[Path, ...], store: str, as_json: bool) -> None:
     """Take OTLP from files, through the receiver's own path.
 
-    Understood are OTLP JSON, JSON lines, protobuf and length-delimited protobuf, and gzip of each. Importing a file
-    twice stores its spans twice.
+    Understood are OTLP JSON, JSON lines, protobuf and length-delimited protobuf, and gzip of each. Requests that the
+    collector logged before (a file imported twice) are counted and not stored again.
+
+    A folder is a spool of agents: what dead ones left there, or a target refused, is taken and deleted from it.
     """
     from dataclasses import asdict
 
@@ -39,6 +42,14 @@ def command(files: tuple[Path, ...], store: str, as_json: bool) -> None:
         f"imported {summary.spans} spans and {summary.log_records} log records"
         f" from {summary.requests} requests in {summary.files} files"
     )
+    if summary.living:
+        click.echo(f"left alone {summary.living} segments of agents that run and send them")
+    if summary.dropped:
+        click.echo(
+            f"agents had dropped {summary.dropped} from there before; account.json in the folder says why"
+        )
+    if summary.repeated:
+        click.echo(f"left out {summary.repeated} spans and log records that were stored before")
     if summary.rejected:
         click.echo(f"left out {summary.rejected} with invalid ids:")
         for reason in summary.reasons[:20]:

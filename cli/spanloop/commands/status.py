@@ -8,13 +8,16 @@ import click
 
 from spanloop.options import echo_json, example, json_option, store_option
 
+_EXACT_ROWS = 10_000_000  # 8 bytes of the store's memory each
 LIMIT = 5  # rows of each list that a terminal shows
 
+# A span that its sender sent twice is one span. Beyond some millions the exact number costs more than it tells.
 _TRACES = """
-    SELECT count() AS spans, uniq(TraceId) AS traces, toString(min(Timestamp), 'UTC') AS first,
+    SELECT {spans} AS spans, uniq(TraceId) AS traces, toString(min(Timestamp), 'UTC') AS first,
         toString(max(Timestamp), 'UTC') AS last
     FROM otel_traces
 """
+_ROWS = "SELECT count() AS rows FROM otel_traces"
 _SEGMENTS = """
     SELECT signal, decoder, count() AS segments, sum(rows) AS rows
     FROM ingest_segments GROUP BY signal, decoder ORDER BY signal, decoder
@@ -38,7 +41,7 @@ def command(store: str, as_json: bool) -> None:
 
     client = connect(store, make=False)
     try:
-        status = {"store": StoreUrl.parse(store).redacted(), **_status(client)}
+        status = {"store": StoreUrl.parse(store).redacted(), **_status(client), **_collector(store)}
     finally:
         client.close()
     if as_json:
@@ -51,6 +54,30 @@ def _rows(client: Any, sql: str) -> list[dict[str, Any]]:
     return list(client.query(sql, parameters={"limit": LIMIT}).named_results())
 
 
+def _counted(client: Any) -> str:
+    exact = _rows(client, _ROWS)[0]["rows"] <= _EXACT_ROWS
+    return f"{'uniqExact' if exact else 'uniqCombined64'}(cityHash64(TraceId, SpanId))"
+
+
+def _collector(store: str) -> dict[str, Any]:
+    """What the collector of this machine says of itself, and what lies in quarantine."""
+    import os
+    from dataclasses import asdict
+
+    from spanloop_collector.health import ask, quarantined
+    from spanloop_store import StoreUrl, read_owner
+
+    url = StoreUrl.parse(store)
+    owner = read_owner(url)
+    address = owner.otlp_http if owner else "" if url.embedded else os.environ.get("SPANLOOP_COLLECTOR", "")
+    health = ask(address) if address else None
+    found = health.quarantine if health else quarantined(url.quarantine_path) if url.embedded else None
+    return {
+        "collector": asdict(health) if health else None,
+        "quarantine": asdict(found) if found else None,  # None: a server's collector that does not answer
+    }
+
+
 def _status(client: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -58,7 +85,7 @@ def _status(client: Any) -> dict[str, Any]:
 
     return {
         "schema_version": _rows(client, "SELECT max(version) AS version FROM spanloop_schema")[0]["version"],
-        "traces": _rows(client, _TRACES)[0],
+        "traces": _rows(client, _TRACES.replace("{spans}", _counted(client)))[0],
         "segments": _rows(client, _SEGMENTS),
         "models": [{**asdict(model), "id": model.id} for model in registry.versions(client)],
         "aliases": [asdict(alias) for alias in registry.aliases(client)],
@@ -79,6 +106,22 @@ def _print(status: dict[str, Any]) -> None:
         click.echo(
             f"decoded    {segment['rows']:,} {items} by {segment['decoder']} ({segment['segments']:,} segments)"
         )
+    quarantine = status["quarantine"]
+    if quarantine and quarantine["files"]:
+        click.secho(
+            f"quarantine {quarantine['files']:,} requests that nothing could decode,"
+            f" {quarantine['bytes']:,} bytes in {quarantine['folder']}",
+            fg="yellow",
+        )
+    if health := status["collector"]:
+        click.secho(
+            f"collector  {health['status']}, {health['log_bytes']:,} bytes wait for the store"
+            + (f" (the oldest for {health['lag_s']:.0f} s)" if health["log_bytes"] else ""),
+            fg=None if health["status"] == "ok" else "yellow",
+        )
+        for part in ("store", "disk"):
+            if health[part] != "ok":
+                click.secho(f"  {part}: {health[part]}", fg="yellow")
     aliases: dict[str, list[str]] = {}
     for alias in status["aliases"]:
         aliases.setdefault(f"{alias['name']}@{alias['version']}", []).append(alias["alias"])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from spanloop.options import DEFAULT_STORE, example, json_option, store_option
+from spanloop.options import DEFAULT_STORE, SIZE, example, json_option, store_option
 
 if TYPE_CHECKING:
     from spanloop_collector.capture import Addresses
 
 _PORT = click.IntRange(0, 65535)
+_PEM = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(
@@ -19,6 +21,7 @@ _PORT = click.IntRange(0, 65535)
         """
         spanloop up --upstream https://api.openai.com/v1
         spanloop up --store chdb:///data/spanloop --upstream calculator=http://127.0.0.1:8000/v1 --gateway-port 0
+        spanloop up --store clickhouse://user:password@db:8123/agents --log /var/lib/spanloop --max-log 2GiB
         """
     )
 )
@@ -37,6 +40,31 @@ _PORT = click.IntRange(0, 65535)
     metavar="[NAME=]URL",
     help="A model server, with /v1; NAME: for that model only. Repeatable.",
 )
+@click.option("--tls-cert", type=_PEM, metavar="FILE", help="Certificate of both OTLP receivers (PEM).")
+@click.option("--tls-key", type=_PEM, metavar="FILE", help="Its key (PEM, not encrypted).")
+@click.option(
+    "--tls-client-ca", type=_PEM, metavar="FILE", help="Demand client certificates of this authority."
+)
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Folder of the write-ahead log.  [default: the store's own]",
+)
+@click.option(
+    "--max-log",
+    type=SIZE,
+    default="4GiB",
+    show_default=True,
+    help="Refuse requests while this much waits for the store.",
+)
+@click.option(
+    "--min-free",
+    type=SIZE,
+    default="1GiB",
+    show_default=True,
+    help="Refuse requests while less than this is free on the disk.",
+)
 @json_option
 def command(
     store: str,
@@ -46,6 +74,12 @@ def command(
     clickhouse_port: int,
     gateway_port: int,
     upstreams: tuple[str, ...],
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    log: Path | None,
+    max_log: int,
+    min_free: int,
     as_json: bool,
 ) -> None:
     """Start receivers, embedded store, ClickHouse endpoint and gateway; stop them with Ctrl-C.
@@ -71,7 +105,21 @@ def command(
 
     asyncio.run(
         supervise(
-            Options(store, host, otlp_http_port, otlp_grpc_port, clickhouse_port, gateway_port, upstreams),
+            Options(
+                store=store,
+                host=host,
+                otlp_http_port=otlp_http_port,
+                otlp_grpc_port=otlp_grpc_port,
+                clickhouse_port=clickhouse_port,
+                gateway_port=gateway_port,
+                upstreams=upstreams,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                tls_client_ca=tls_client_ca,
+                log=log,
+                max_log_bytes=max_log,
+                min_free_bytes=min_free,
+            ),
             on_ready,
         )
     )
@@ -100,6 +148,11 @@ def _welcome(addresses: Addresses, has_upstream: bool) -> str:
         "",
         "For your agent, set:",
         f"  export OTEL_EXPORTER_OTLP_ENDPOINT={addresses.otlp_http}",
+        *(
+            ["  export OTEL_EXPORTER_OTLP_CERTIFICATE=ca.pem   # who signed --tls-cert"]
+            if addresses.otlp_http.startswith("https:")
+            else []
+        ),
         "  export OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
         "  export OTEL_METRICS_EXPORTER=none",
         "  export OTEL_SERVICE_NAME=my-agent",
