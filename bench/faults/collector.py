@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,7 @@ def start(
     store: str,
     *,
     program: tuple[str, ...] = ("-m", "spanloop_collector.capture"),
+    options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     errors: Path | None = None,
 ) -> subprocess.Popen[str]:
@@ -68,6 +69,7 @@ def start(
     Args:
         store: URL.
         program: what Python runs; its arguments are capture's.
+        options: more of capture's options.
         environment: variables to set besides our own.
         errors: where its standard error is appended; None: beside ours.
     """
@@ -75,7 +77,7 @@ def start(
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(errors.open("ab")) if errors else None
         return subprocess.Popen(
-            [sys.executable, *program, "--store", store, *ports],
+            [sys.executable, *program, "--store", store, *ports, *options],
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,
@@ -100,10 +102,14 @@ def ready(process: subprocess.Popen[str], store: str) -> Collector:
 
 @contextlib.contextmanager
 def running(
-    store: str, *, environment: Mapping[str, str] | None = None, errors: Path | None = None
+    store: str,
+    *,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    errors: Path | None = None,
 ) -> Iterator[Collector]:
     """A capture process that is stopped in the end, if it still runs then."""
-    process = start(store, environment=environment, errors=errors)
+    process = start(store, options=options, environment=environment, errors=errors)
     try:
         yield ready(process, store)
     finally:

@@ -22,6 +22,8 @@ from bench.faults.ledger import Ledger
 EXPORT_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _RETRY_S = 0.02  # between two tries of a sender whose collector is away
 _TIMEOUT_S = 30.0
+_RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 _LIMIT = 128 << 20  # bytes of a gRPC message
 
 
@@ -150,7 +152,11 @@ class Senders:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            # Nobody starts the collector again: let those go that wait for it.
+            self._target.unset()
+            self._target.stop()
         self.finish()
 
     def finish(self, timeout_s: float = 120.0) -> None:
@@ -200,12 +206,8 @@ class Senders:
             except Refused as refusal:
                 self._ledger.refuse(str(refusal))
             except (OSError, http.client.HTTPException, grpc.RpcError) as error:
-                if isinstance(error, grpc.RpcError) and error.code() not in (  # type: ignore[attr-defined]  # a Call too
-                    grpc.StatusCode.UNAVAILABLE,
-                    grpc.StatusCode.CANCELLED,
-                    grpc.StatusCode.DEADLINE_EXCEEDED,
-                ):
-                    raise Unexpected(f"{error.code()}: {error.details()}") from error  # type: ignore[attr-defined]
+                if isinstance(error, grpc.RpcError) and error.code() not in _BROKEN:
+                    raise Unexpected(f"{error.code()}: {error.details()}") from error
                 wire.close()
             time.sleep(_RETRY_S)
         return False
@@ -260,10 +262,10 @@ class _Grpc:
         try:
             answer = self._call(body, timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
-            # From the collector itself, and not from a connection that broke.
-            said = error.details() or ""  # type: ignore[attr-defined]  # what is raised is a Call too
-            if error.code() is grpc.StatusCode.UNAVAILABLE and ("disk" in said or "wait for the store" in said):  # type: ignore[attr-defined]
-                raise Refused("UNAVAILABLE") from error
+            # RetryInfo comes from the collector itself, and not from a connection that broke.
+            said = dict(error.trailing_metadata() or ())
+            if error.code() in _RETRYABLE and "grpc-status-details-bin" in said:
+                raise Refused(error.code().name) from error
             raise
         if answer:
             raise Unexpected(f"partial success: {answer[:200]!r}")
@@ -275,7 +277,7 @@ class _Grpc:
 
 
 @contextlib.contextmanager
-def hurry(target: Target, every_s: float = 0.01) -> Iterator[None]:
+def hurry(target: Target, every_s: float = 0.1) -> Iterator[None]:
     """Asks for a flush again and again, so that the writer is always at work and a kill meets an insert more often."""
     stop = threading.Event()
 

@@ -52,8 +52,18 @@ def command(name: str) -> click.Command:
     return found
 
 
+def parts(of: click.Command) -> list[click.Command]:
+    """A group's commands; of any other command, itself."""
+    return list(of.commands.values()) if isinstance(of, click.Group) else [of]
+
+
+def parameters(of: click.Command) -> list[click.Parameter]:
+    return [parameter for part in parts(of) for parameter in part.params]
+
+
 def options(of: click.Command) -> set[str]:
-    names = {name for p in of.params if isinstance(p, click.Option) for name in (*p.opts, *p.secondary_opts)}
+    given = [*of.params, *parameters(of)]
+    names = {name for p in given if isinstance(p, click.Option) for name in (*p.opts, *p.secondary_opts)}
     return names | {"--help", "-h"}
 
 
@@ -108,7 +118,11 @@ def test_bash_snippets_use_commands_and_options_that_exist(page: Path) -> None:
             assert words[1] in COMMANDS, words
             # What follows `--` is another program's.
             own = words[2 : words.index("--")] if "--" in words else words[2:]
-            known = options(command(words[1]))
+            of = command(words[1])
+            if isinstance(of, click.Group) and own and not own[0].startswith("-"):
+                assert own[0] in of.commands, words
+                of = of.commands[own[0]]
+            known = options(of)
             for word in own:
                 if word.startswith("-") and len(word) > 1:
                     assert word.partition("=")[0] in known, f"spanloop {words[1]} has no {word}"
@@ -135,7 +149,9 @@ def section(heading: str) -> str:
 def test_every_command_with_its_options_is_described(name: str) -> None:
     text = section(f"spanloop {name}")
     described = set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", text))
-    for parameter in command(name).params:
+    for part in parts(command(name)):
+        assert not isinstance(command(name), click.Group) or f"spanloop {name} {part.name}" in text, part.name
+    for parameter in parameters(command(name)):
         if isinstance(parameter, click.Option):
             assert set(parameter.opts) | set(parameter.secondary_opts) <= described, (
                 f"spanloop {name}: {parameter.opts}"
@@ -147,8 +163,9 @@ def test_every_command_with_its_options_is_described(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_shows_an_example_and_what_its_options_do(name: str) -> None:
-    assert "Example" in (command(name).epilog or "")
-    for parameter in command(name).params:
+    for part in (command(name), *parts(command(name))):
+        assert "Example" in (part.epilog or ""), part.name
+    for parameter in parameters(command(name)):
         if isinstance(parameter, click.Option) and not parameter.hidden:
             assert parameter.help, f"spanloop {name} {parameter.opts[0]}"
 
