@@ -1,10 +1,10 @@
-# Five commands; each sets up .venv first if it is not there or is out of date.
+# Each command sets up .venv first if it is not there or is out of date.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench test-frameworks clean
 
 setup: $(STAMP)
 
@@ -32,5 +32,25 @@ check: setup
 bench: setup
 	@$(BIN)/python -m bench
 
+# Scenarios of agent frameworks, each in an environment of its own; no part of `make test` (needs npm; see docs/frameworks.md).
+OTHERS     := .venv-frameworks
+FRAMEWORKS := $(sort $(notdir $(patsubst %/,%,$(dir $(wildcard tests/frameworks/*/agent.*)))))
+
+test-frameworks: setup $(FRAMEWORKS:%=$(OTHERS)/%/.stamp)
+	@$(BIN)/python -m pytest -v tests/frameworks
+
+$(OTHERS)/%/.stamp: tests/frameworks/%/requirements.txt pyproject.toml
+	@echo "setting up $(@D)"
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --progress-bar off --no-compile --requirement $< --editable .
+	@touch $@
+
+$(OTHERS)/%/.stamp: tests/frameworks/%/package-lock.json
+	@echo "setting up $(@D)"
+	@mkdir -p $(@D)
+	@cp tests/frameworks/$*/package.json tests/frameworks/$*/package-lock.json $(@D)
+	@cd $(@D) && npm ci --silent --no-audit --no-fund
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OTHERS) runs dist build .mypy_cache .ruff_cache .pytest_cache

@@ -173,13 +173,15 @@ class AgentRun:
         self.label = label
         self._agents: dict[str, Process] = {}
         for agent, program in AGENTS.items():
-            # OTEL and OPENAI variables only, beside what any process needs to run.
+            # OTEL and OPENAI variables only, beside what any process needs to run; and a spool of the run's own, so that
+            # what another program left in the user's is not sent to this store.
             environment = {
                 name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ
             }
             environment |= {
                 "OTEL_SERVICE_NAME": agent,
                 "OTEL_EXPORTER_OTLP_ENDPOINT": addresses.otlp_http,
+                "SPANLOOP_SPOOL": str(processes.logs / "spool"),
                 "OPENAI_BASE_URL": addresses.openai_base_url,
                 "OPENAI_API_KEY": "not-needed-here",
                 "OPENAI_MODEL": model,
