@@ -12,7 +12,7 @@ SHORT = {
     "agent_cost": "CPU and latency of a model call: plain, instrumented, with ours; and of the import",
     "faults": "what is killed, cut off or filled up, and what `otel_traces` holds afterwards",
     "fuzz": "mutated requests to the receivers and to the ClickHouse endpoint",
-    "ingest": "raw OTLP decoded by the engine, beside the engine's own Native insert",
+    "ingest": "spans a second until they are queryable, beside the engine's own insert and two other receivers",
     "transform": "spans in the store to a dataset on disk, against the number of spans",
 }
 

@@ -51,13 +51,18 @@ def measure(load: Load, minutes: float, rate: float) -> Sustained:
 
         def paced() -> Iterator[bytes]:
             nonlocal sent
-            pairs = itertools.cycle(zip(load.requests, load.runs, strict=True))
+            # The last request of a cycle may be shorter.
+            sizes = [
+                min(SPANS_A_REQUEST, load.spans - first) for first in range(0, load.spans, SPANS_A_REQUEST)
+            ]
+            requests = itertools.cycle(zip(load.requests, load.runs, sizes, strict=True))
             while (now := time.monotonic() - begin) < minutes * 60:
                 if sent > now * rate:
                     time.sleep(min(sent / rate - now, 1.0))
                     continue
-                sent += SPANS_A_REQUEST
-                yield fresh(*next(pairs))
+                request, run, spans = next(requests)
+                sent += spans
+                yield fresh(request, run)
 
         looker = threading.Thread(target=look)
         looker.start()
