@@ -137,7 +137,9 @@ class Child:
         process = await self._spawn()
         assert process.stdout is not None
         try:
-            line = await asyncio.wait_for(process.stdout.readline(), _START_S)
+            # Not wait_for: before Python 3.12 it may swallow a cancellation that comes together with the line.
+            async with asyncio.timeout(_START_S):
+                line = await process.stdout.readline()
         except TimeoutError as error:
             raise ChildFailed(
                 f"{self.name} was not ready within {_START_S:g} s", "look at its messages above"
@@ -206,7 +208,8 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), _STOP_S)
+                async with asyncio.timeout(_STOP_S):
+                    await process.wait()
             except TimeoutError:
                 log.error("%s (pid %d) does not end; killing it", self.name, process.pid)
                 with contextlib.suppress(ProcessLookupError):
