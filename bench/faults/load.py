@@ -33,6 +33,7 @@ class Shape:
 
     Args:
         spans: at most so many; each request has a random number of them.
+        least_spans: at least so many.
         text_bytes: length of the longest text of a span.
         deep_every: one request in so many has a value that only the fallback decoder renders; 0: none.
         start_ns: the first span's start; None: now.
@@ -40,6 +41,7 @@ class Shape:
     """
 
     spans: int = 8
+    least_spans: int = 1
     text_bytes: int = 1000
     deep_every: int = 5
     start_ns: int | None = None
@@ -179,7 +181,7 @@ class Senders:
         try:
             while not self._stopping.is_set():
                 number = self._ledger.begin()
-                spans = rng.randint(1, self._shape.spans)
+                spans = rng.randint(self._shape.least_spans, self._shape.spans)
                 body = request_bytes(number, spans, self._shape)
                 self._ledger.sent(number, spans)
                 for _ in range(2 if self._twice else 1):

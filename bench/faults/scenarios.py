@@ -277,8 +277,8 @@ def long_prompts(folder: Path, size: Size) -> Tally:
 
 
 def large_batches(folder: Path, size: Size) -> Tally:
-    """Requests of 4 MiB and more, over HTTP and gRPC."""
-    shape = Shape(spans=220, text_bytes=40_000, deep_every=7)
+    """Requests of 4.2 to 8.4 MiB, over HTTP and gRPC."""
+    shape = Shape(spans=220, least_spans=110, text_bytes=40_000, deep_every=7)
     return _shaped(folder, max(4, size.requests // 20), "batches of 4 MiB and more", shape)
 
 

@@ -415,7 +415,7 @@ class Endpoint:
         before = None if may_write and not ask.insert else self._state(rows_only=ask.insert)
         reply = self._send(ask)
         code = reply.headers.get("x-clickhouse-exception-code", "")
-        self.answers[f"{reply.status} {'with a code' if code else ''}".strip()] += 1
+        self.answers[f"{reply.status} code {code}" if reply.status >= 500 else str(reply.status)] += 1
         assert reply.status, ("the connection was closed without an answer", ask)
         if reply.status >= 500:
             assert code not in ("", _UNKNOWN_EXCEPTION), (reply, ask)

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import urlsplit
 
 from clickhouse_connect.driver.client import Client
 
 from spanloop_collector.capture import Options, running
 from spanloop_store import Owner, connect, read_owner
+from spanloop_store.retention import RETENTION_VARIABLE
 
 _TIMEOUT_S = 60.0
 _LONGEST_ANSWER = 1 << 20  # bytes that are looked at
@@ -134,6 +136,9 @@ def serving(folder: Path) -> Iterator[Served]:
     thread.start()
     url = f"chdb://{folder}"
     context = running(Options(url, otlp_http_port=0, otlp_grpc_port=0, clickhouse_port=0))
+    # Mutated times are of any year, and the default retention takes what is older than one.
+    keep_all = mock.patch.dict(os.environ, {RETENTION_VARIABLE: "0"})
+    keep_all.start()
     try:
         addresses = asyncio.run_coroutine_threadsafe(context.__aenter__(), loop).result()
         try:
@@ -146,6 +151,7 @@ def serving(folder: Path) -> Iterator[Served]:
         finally:
             asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), loop).result()
     finally:
+        keep_all.stop()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

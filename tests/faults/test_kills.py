@@ -30,7 +30,7 @@ def clean(tally: Tally) -> bool:
 
 
 def test_kills_at_random_moments(tmp_path: Path) -> None:
-    tally = random_kills(tmp_path / "store", 7, seed=1, threads=3, shape=LIGHT)
+    tally = random_kills(tmp_path / "store", 5, seed=1, threads=3, shape=LIGHT)
     assert clean(tally), tally
     assert tally.notes["resent"], "no request was cut off by a kill"
 
