@@ -17,6 +17,7 @@ VARIABLE: Final = "SPANLOOP_MAX_ATTRIBUTE_BYTES"
 
 # UTF-8 needs at most four bytes a character: shorter text cannot be too long, and is not measured.
 _BYTES_A_CHARACTER: Final = 4
+_NUMBERS: Final = frozenset({int, float, bool})
 
 
 def cut(attributes: Mapping[str, Any], max_bytes: int) -> tuple[dict[str, Any], list[str]]:
@@ -34,8 +35,10 @@ def cut(attributes: Mapping[str, Any], max_bytes: int) -> tuple[dict[str, Any], 
         raise ValueError(f"max_bytes is {max_bytes}: a number of bytes is 0 or more")
     kept: dict[str, Any] = {}
     keys = []
+    short = max_bytes // _BYTES_A_CHARACTER
     for key, value in attributes.items():
-        if type(value) is str and len(value) * _BYTES_A_CHARACTER <= max_bytes:
+        kind = type(value)
+        if (len(value) <= short) if kind is str else (kind in _NUMBERS):
             kept[key] = value
             continue
         kept[key], size = _within(value, max_bytes)
@@ -58,6 +61,8 @@ def mark(
         sdk_length: the SDK's own limit (OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT), in characters; text of exactly that length was
             most likely cut by it.
     """
+    if not keys and not dropped and sdk_length is None and CUT not in attributes:
+        return attributes  # nearly always
     earlier = attributes.get(CUT, ())
     marked = {*keys, *([earlier] if isinstance(earlier, str) else earlier)}
     if sdk_length is not None:

@@ -90,6 +90,31 @@ def test_merging_keeps_every_span_under_its_resource_and_scope(batch: list[Reada
     assert len(merged.resource_spans) == 1
 
 
+two_agents = st.sampled_from([Resource({"service.name": name}, "https://schema") for name in ("one", "two")])
+
+
+@given(st.lists(st.lists(two_agents.flatmap(lambda agent: spans(agent, two_scopes)), max_size=3), max_size=4))
+def test_merging_takes_requests_of_any_number_of_spans_and_agents(requests: list[list[ReadableSpan]]) -> None:
+    mixed = [encode_spans(request).SerializeToString() for request in requests]
+    mixed += [SpanEncoder().encode(span) for request in requests for span in request]
+    merged = decoded(merge(mixed))
+    held = [
+        (each.resource.attributes[0].value.string_value, scope.scope.name, span.SerializeToString())
+        for each in merged.resource_spans
+        for scope in each.scope_spans
+        for span in scope.spans
+    ]
+    sent = [
+        (span.resource.attributes["service.name"], span.instrumentation_scope.name, encoded)
+        for request in requests
+        for span in request
+        for encoded in [
+            encode_spans([span]).resource_spans[0].scope_spans[0].spans[0].SerializeToString()
+        ] * 2
+    ]  # fmt: skip
+    assert sorted(held) == sorted(sent)
+
+
 def test_merging_shares_resource_and_scope() -> None:
     resource = Resource({"service.name": "agent", "host.name": "h" * 200})
     scope = InstrumentationScope("opentelemetry.instrumentation.openai.v1", "0.62.4")

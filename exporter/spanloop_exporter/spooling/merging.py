@@ -16,6 +16,7 @@ _LENGTH_DELIMITED: Final = 2
 # log_records; resource_spans or resource_logs in an export request.
 _ITEMS: Final = 0x12
 _RESOURCES: Final = 0x0A
+_TAGS: Final = {tag: bytes([tag]) for tag in (_ITEMS, _RESOURCES)}
 
 
 class NotMergeable(ValueError):
@@ -31,8 +32,12 @@ def merge(payloads: Iterable[bytes | memoryview]) -> bytes:
     # resource bytes → scope bytes → spans; a dict keeps the order of first sight
     resources: dict[bytes, dict[bytes, list[bytes]]] = {}
     rest: list[bytes] = []
+    before: tuple[bytes, bytes, list[bytes]] | None = None
     for payload in payloads:
         message = bytes(payload)
+        if before is not None and (item := _only_item(message, before[0], before[1])) is not None:
+            before[2].append(item)
+            continue
         try:
             parsed = [
                 (resource, [_split(scope) for scope in scopes])
@@ -44,7 +49,9 @@ def merge(payloads: Iterable[bytes | memoryview]) -> bytes:
         for resource, scopes in parsed:
             known = resources.setdefault(resource, {})
             for scope, items in scopes:
-                known.setdefault(scope, []).extend(items)
+                kept = known.setdefault(scope, [])
+                kept.extend(items)
+                before = resource, scope, kept
     merged = [
         field(
             _RESOURCES,
@@ -53,6 +60,19 @@ def merge(payloads: Iterable[bytes | memoryview]) -> bytes:
         for resource, scopes in resources.items()
     ]
     return b"".join(merged + rest)
+
+
+def _only_item(message: bytes, resource: bytes, scope: bytes) -> bytes | None:
+    """The item of a message that holds just one, of this resource and this scope, as most do; None: it is another."""
+    offset = 0
+    for tag, head in ((_RESOURCES, resource), (_ITEMS, scope), (_ITEMS, b"")):
+        if not message.startswith(_TAGS[tag], offset):
+            return None
+        length, offset = _varint(message, offset + 1)
+        if offset + length != len(message) or not message.startswith(head, offset):
+            return None
+        offset += len(head)
+    return message[offset:]
 
 
 def _items(items: list[bytes]) -> bytes:
