@@ -59,5 +59,6 @@ const stop = () => (stopping ??= sdk.shutdown().catch((error) => console.error("
 process.once("beforeExit", stop);
 process.once("SIGTERM", async () => {
   await stop();
-  process.kill(process.pid, "SIGTERM"); // the handler is gone: die as if nobody had handled it
+  // Ours is gone. The agent's own, if it has one, ends the process its way; else die as if nobody had handled it.
+  if (process.listenerCount("SIGTERM") === 0) process.kill(process.pid, "SIGTERM");
 });

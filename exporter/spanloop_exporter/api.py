@@ -27,7 +27,7 @@ from opentelemetry.util.types import AttributeValue
 
 from spanloop_exporter.calls import claims
 from spanloop_exporter.calls.manual import model_call, tool_call
-from spanloop_exporter.safety import quietly
+from spanloop_exporter.safety import detach, quietly
 
 __all__ = ["annotate", "model_call", "reward", "session", "tool_call"]
 
@@ -62,7 +62,10 @@ def reward(
     """
     if not isinstance(value, numbers.Real):
         raise TypeError(f"a reward is a number, not {_a(value)}")
-    score = float(value)
+    try:
+        score = float(value)
+    except OverflowError:  # of a whole number
+        score = math.inf
     if not math.isfinite(score):
         raise ValueError(
             f"a reward of {score} cannot be learnt from: give a finite number, or none for unscored"
@@ -150,7 +153,7 @@ class session:  # used as a function: `with spanloop.session(…)`
 
     def __exit__(self, *_: object) -> None:
         if self._token is not None:
-            context.detach(self._token)
+            detach(self._token)
             self._token = None
 
     async def __aenter__(self) -> Self:
@@ -199,6 +202,7 @@ def _annotate(attributes: Mapping[str, AttributeValue]) -> None:
 @quietly
 def _open_session(said: Mapping[str, AttributeValue]) -> Token[Context]:
     claims.watch_global()
+    claims.forget()  # a reward in here judges no call of before
     outer = context.get_value(claims.SESSION_KEY)
     both = {**(outer if isinstance(outer, dict) else {}), **said}
     return context.attach(context.set_value(claims.SESSION_KEY, both))

@@ -42,8 +42,9 @@ def switch_on(environ: Mapping[str, str] = os.environ) -> None:
 
 def _pydantic_ai(module: ModuleType) -> None:
     """Spans of agents, model calls and tools; content under the same variable as everywhere."""
-    content = os.environ.get("TRACELOOP_TRACE_CONTENT", "").strip().lower() != "false"
-    module.Agent.instrument_all(module.InstrumentationSettings(include_content=content))
+    from spanloop_exporter.calls.claims import content_allowed
+
+    module.Agent.instrument_all(module.InstrumentationSettings(include_content=content_allowed()))
 
 
 def _llama_index(_module: ModuleType) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from contextvars import Token
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -32,3 +36,17 @@ def quietly(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
             return None
 
     return guarded
+
+
+def detach(token: Token[Context]) -> None:
+    """Leave an OpenTelemetry context, without its error report where there is nothing to leave.
+
+    A generator that is dropped half-way is closed in another context than it ran in: what it attached ended with that.
+    """
+    from opentelemetry import context
+
+    try:
+        # The public function logs an error with a traceback.
+        context._RUNTIME_CONTEXT.detach(token)
+    except ValueError:
+        _log.debug("left in another context than it was entered in")

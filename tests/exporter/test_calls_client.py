@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
+import os
+import subprocess
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +16,8 @@ from tests.helpers.agents import run_agent
 from tests.helpers.openai_stub import WORDS, Stub, openai_stub, tool_call
 from tests.helpers.otlp_receiver import ReceivedSpan, otlp_receiver
 
+from spanloop_exporter.calls import client as client_module
+
 AGENTS = Path(__file__).parent / "agents"
 ANSWER = "".join(WORDS) + " for m"
 IDS = [100, 101, 102, 103, 104, 2]
@@ -18,7 +25,7 @@ LOGPROBS = [-0.5, -1.5, -2.5, -3.5, -4.5, -5.5]
 # In this order, since the server counts; how many calls each way makes.
 WAYS = {
     "raw": 1, "parse": 1, "helper": 1, "two": 1, "stream-object": 1, "closed": 1, "dropped": 1, "raised": 1,
-    "dropped-async": 1, "threads": 4, "gathered": 3, "azure": 1, "failing": 1, "responses": 1, "responses-dropped": 1,
+    "dropped-async": 1, "threads": 4, "gathered": 3, "azure": 1, "failing": 1, "responses": 1, "responses-dropped": 1, "responses-left": 1,
 }  # fmt: skip
 WHOLE = ["raw", "parse", "helper", "stream-object", "azure"]
 PARTS = ["closed", "dropped", "raised", "dropped-async"]
@@ -46,10 +53,19 @@ class Run(NamedTuple):
 
 
 def run(
-    script: str, *ways: str, refuses: tuple[str, ...] = ("forbidden",), **variables: str
+    script: str,
+    *ways: str,
+    refuses: tuple[str, ...] = ("forbidden",),
+    reason: str = "Unknown parameter: '{}'.",
+    **variables: str,
 ) -> Iterator[Run]:
     server = openai_stub(
-        respond=respond, responses=True, refuses=refuses, model_version="m@4", fingerprint="fp_1"
+        respond=respond,
+        responses=True,
+        refuses=refuses,
+        reason=reason,
+        model_version="m@4",
+        fingerprint="fp_1",
     )
     if "langchain" not in script:  # whose instrumentation alone takes longer than these programs
         variables.setdefault("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "langchain")
@@ -129,6 +145,18 @@ def test_responses_have_their_tokens_on_a_span_that_is_made_afterwards(asking: R
     assert "spanloop.completion_token_ids" not in dropped.attributes
 
 
+def test_a_responses_stream_that_is_left_at_its_last_event_has_its_answer(asking: Run) -> None:
+    (span,) = asking.of("responses-left")
+    assert span.json("gen_ai.output.messages") == [
+        {"role": "assistant", "parts": [{"type": "text", "content": ANSWER}], "finish_reason": "stop"}
+    ]
+    assert span.attributes["gen_ai.response.finish_reasons"] == ["stop"]
+    assert span.attributes["gen_ai.usage.output_tokens"] == 6
+    (dropped,) = asking.of("responses-dropped")
+    assert dropped.json("gen_ai.output.messages") == []
+    assert "gen_ai.response.finish_reasons" not in dropped.attributes
+
+
 LANGCHAIN = ("invoke", "tools", "stream", "asynchronous", "responses", "dropped")
 
 
@@ -173,6 +201,32 @@ def test_a_server_that_refuses_is_asked_once() -> None:
     assert not any(span.status == 2 for span in ran.spans)
 
 
+@pytest.mark.parametrize("reason", ["Bad request.", "LOGPROBS ARE NOT ENABLED."], ids=["none", "capitals"])
+def test_a_server_that_refuses_in_other_words_is_asked_once(reason: str) -> None:
+    ways = ["two", "two"]
+    (ran,) = run(
+        "openai_capture.py",
+        *ways,
+        refuses=("return_token_ids", "logprobs"),
+        reason=reason,
+        SPANLOOP_CAPTURE_TOKENS="true",
+    )
+    assert ran.printed.count(f"'{ANSWER}', '{ANSWER}'") == 2
+    for request in ran.stub.requests[-2:]:
+        assert not {"return_token_ids", "logprobs"} & set(request)
+    assert not any(span.status == 2 for span in ran.spans)
+
+
+def test_an_error_of_the_agents_own_stays_its_own() -> None:
+    ways = ["failing", "failing"]
+    (ran,) = run("openai_capture.py", *ways, reason="Bad request.", SPANLOOP_CAPTURE_TOKENS="true")
+    assert ran.printed.count("failing (400, None)") == 2
+    assert [("forbidden" in request, "logprobs" in request) for request in ran.stub.requests] == [
+        (True, True),
+        (True, False),
+    ] * 2
+
+
 def test_nothing_is_asked_for_unless_the_user_says_so() -> None:
     (ran,) = run("openai_capture.py", "two", "responses", TRACELOOP_TRACE_CONTENT="false")
     assert not any(
@@ -195,3 +249,49 @@ def test_a_client_that_nobody_instruments_is_left_alone() -> None:
     assert ran.printed.count(ANSWER) == 2
     assert ran.spans == []
     assert not any("return_token_ids" in request for request in ran.stub.requests)
+
+
+OLD_CLIENT = """
+class ChatCompletion:
+    pass
+"""
+
+
+def test_another_module_of_that_name_can_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "openai.py").write_text(OLD_CLIENT, encoding="utf-8")
+    program = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+trace.set_tracer_provider(TracerProvider())
+from spanloop_exporter import calls
+calls.after_instrumentors()
+import openai
+print(openai.ChatCompletion.__name__)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stdout == "ChatCompletion\n", ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "this openai client is unknown" in ended.stderr
+
+
+def test_a_call_may_be_closed_in_another_context_than_it_began_in() -> None:
+    @types.coroutine
+    def forever() -> Iterator[None]:
+        yield
+
+    async def send(_client: object, _cast_to: object, _options: object) -> None:
+        await forever()
+
+    options = types.SimpleNamespace(
+        url="/chat/completions", json_data={"model": "m", "messages": []}, method="post", extra_json=None
+    )
+    client = types.SimpleNamespace(base_url="http://127.0.0.1")
+    running = client_module._async_request(send)(client, object, options)
+    contextvars.copy_context().run(running.send, None)
+    running.close()

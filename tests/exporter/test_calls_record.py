@@ -118,6 +118,13 @@ def test_log_probabilities_that_do_not_fit_their_tokens_are_left_out() -> None:
     assert call.attributes(content=True)["spanloop.completion_token_ids"] == "[[5,6]]"
 
 
+def test_a_refusal_has_its_log_probabilities() -> None:
+    call = Call()
+    logprobs = {"content": None, "refusal": [{"logprob": -1.0}]}
+    read_chat(call, {"choices": [{"token_ids": [5], "logprobs": logprobs, "message": {"refusal": "no"}}]})
+    assert call.attributes(content=True)["spanloop.completion_logprobs"] == "[[-1.0]]"
+
+
 def test_an_answer_that_is_parsed_twice_counts_once() -> None:
     call, again = Call(), Call()
     answer = {
@@ -184,6 +191,7 @@ def test_without_content_only_what_was_not_said_is_recorded() -> None:
         ({"temperature": 0, "top_p": 1}, {"gen_ai.request.temperature": 0.0, "gen_ai.request.top_p": 1.0}),
         ({"max_completion_tokens": 5}, {"gen_ai.request.max_tokens": 5}),
         ({"stop": ["a", "b"]}, {"gen_ai.request.stop_sequences": ["a", "b"]}),
+        ({"previous_response_id": "resp_1"}, {"spanloop.request.previous_response_id": "resp_1"}),
         ({"tool_choice": "auto"}, {"spanloop.request.tool_choice": '"auto"'}),
         (
             {"tool_choice": {"type": "function", "function": {"name": "add"}}},
@@ -191,10 +199,22 @@ def test_without_content_only_what_was_not_said_is_recorded() -> None:
         ),
         ({"seed": True, "n": None, "stop": [], "temperature": "hot", "tool_choice": None}, {}),
     ],
-    ids=["integers", "numbers", "limit", "stops", "choice", "choice-of-one", "nothing"],
+    ids=["integers", "numbers", "limit", "stops", "previous", "choice", "choice-of-one", "nothing"],
 )
 def test_request_parameters(body: dict[str, Any], expected: dict[str, Any]) -> None:
     assert request_attributes(body) == expected
+
+
+def test_results_of_one_id_belong_to_the_call_before_them() -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
+    for number in range(3):
+        function = {"name": "add", "arguments": str(number)}
+        messages += [
+            {"role": "assistant", "tool_calls": [{"id": "call_0", "type": "function", "function": function}]},
+            {"role": "tool", "tool_call_id": "call_0", "content": f"of {number}"},
+        ]
+    found = [(result.arguments, result.content) for result in results_in({"messages": messages})]
+    assert found == [("0", "of 0"), ("1", "of 1"), ("2", "of 2")]
 
 
 def test_results_are_new_until_the_model_speaks() -> None:

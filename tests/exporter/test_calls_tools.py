@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from tests.helpers.agents import run_agent, succeeded, tool_steps
 from tests.helpers.openai_stub import Stub, openai_stub, tool_calls
 from tests.helpers.otlp_receiver import ReceivedSpan, otlp_receiver
 
+from spanloop_exporter.calls.record import Call, ToolCall
+from spanloop_exporter.calls.tools import ToolSteps
+
 AGENTS = Path(__file__).parent / "agents"
-LOOPS = ("objects", "replayed", "threads", "attempts", "decorated", "renamed", "nested", "resumed", "retried")
+LOOPS = (
+    "objects", "replayed", "threads", "attempts", "decorated", "renamed", "nested", "resumed", "retried", "mixed", "polled", "crowd",
+    "hiccup",
+)  # fmt: skip
 
 
 def respond(request: dict[str, Any]) -> dict[str, Any]:
-    if request["messages"][-1]["role"] == "user" and request.get("tools") and len(request["messages"]) < 3:
+    messages = request["messages"]
+    waits = messages[0]["content"] == "polled" and messages[-1]["content"] != "ready"
+    if waits or (messages[-1]["role"] == "user" and request.get("tools") and len(messages) < 3):
         # One id for all conversations, as servers do that count anew in every answer.
         names = [tool["function"]["name"] for tool in request["tools"]]
         return tool_calls(*((f"call_{index}", name, '{"a": 2,  "b": 3}') for index, name in enumerate(names)))
@@ -90,7 +100,7 @@ def test_a_step_lasts_from_the_answer_to_the_call_that_brings_its_result(loops: 
 
 @pytest.mark.parametrize(
     ("loop", "steps"),
-    [("replayed", 1), ("threads", 4), ("attempts", 4), ("decorated", 0), ("renamed", 0), ("nested", 1), ("resumed", 1), ("retried", 1)],
+    [("replayed", 1), ("threads", 4), ("attempts", 4), ("decorated", 0), ("renamed", 0), ("nested", 1), ("resumed", 1), ("retried", 1), ("mixed", 1), ("polled", 3), ("crowd", 20), ("hiccup", 2)],
 )  # fmt: skip
 def test_every_step_is_there_once(loops: list[ReceivedSpan], loop: str, steps: int) -> None:
     assert len(of(loops, loop)) == steps
@@ -106,11 +116,30 @@ def test_the_same_id_in_several_conversations_is_several_steps(loops: list[Recei
     assert tasks == {f"threads {number}" for number in range(4)}
 
 
-def test_attempts_side_by_side_keep_their_own_results(loops: list[ReceivedSpan]) -> None:
-    for step in of(loops, "attempts"):
+@pytest.mark.parametrize("loop", ["attempts", "hiccup"])
+def test_attempts_side_by_side_keep_their_own_results(loops: list[ReceivedSpan], loop: str) -> None:
+    for step in of(loops, loop):
         assert step.attributes["gen_ai.tool.call.result"] == str(
             asking(loops, step).attributes["gen_ai.request.seed"]
         )
+
+
+def test_a_tool_beside_one_with_a_span_of_its_own_is_recovered(loops: list[ReceivedSpan]) -> None:
+    (step,) = of(loops, "mixed")
+    assert step.attributes["gen_ai.tool.name"] == "add"
+
+
+def test_each_round_of_one_conversation_has_its_own_result(loops: list[ReceivedSpan]) -> None:
+    steps = sorted(of(loops, "polled"), key=lambda step: step.start)
+    assert [step.attributes["gen_ai.tool.call.result"] for step in steps] == ["wait", "wait", "ready"]
+    prompts = [len(asking(loops, step).json("gen_ai.input.messages")) for step in steps]
+    assert prompts == [1, 3, 5]
+
+
+def test_many_conversations_side_by_side_keep_their_own_results(loops: list[ReceivedSpan]) -> None:
+    for step in of(loops, "crowd"):
+        (message,) = asking(loops, step).json("gen_ai.input.messages")
+        assert message["parts"][0]["content"] == f"crowd {step.attributes['gen_ai.tool.call.result']}"
 
 
 def test_a_step_of_another_processs_conversation_has_what_the_history_says(loops: list[ReceivedSpan]) -> None:
@@ -139,6 +168,34 @@ def test_a_frameworks_own_tool_spans_stand_alone() -> None:
     _, spans = run("langchain_agent.py", "--gather")
     assert recovered(spans) == []
     assert len(tool_steps(spans)) == 8
+
+
+class Content:
+    """A prompt that ends a tool's span while it is looked at, as the garbage collector may at any moment."""
+
+    def __init__(self, steps: ToolSteps) -> None:
+        self.steps = steps
+
+    def __repr__(self) -> str:
+        span = TracerProvider().get_tracer("t").start_span("execute_tool other")
+        span.set_attribute("gen_ai.operation.name", "execute_tool")
+        assert isinstance(span, ReadableSpan)
+        self.steps.ended(span, 1)
+        return "content"
+
+
+def test_a_tool_span_may_end_at_any_moment() -> None:
+    steps = ToolSteps()
+    messages: list[dict[str, Any]] = [{"role": "user", "content": Content(steps)}]
+    for _ in range(2):
+        call = Call(new_tools=[ToolCall("call_0", "add", ["{}"])])
+        steps.results({"messages": messages}, call)
+        steps.asked(call)
+    body = {"messages": [*messages, {"role": "tool", "tool_call_id": "call_0", "content": "1"}]}
+    thread = threading.Thread(target=steps.results, args=(body, Call()), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for a lock that it holds itself"
 
 
 def test_without_content_a_step_says_only_that_it_was() -> None:

@@ -55,10 +55,11 @@ SWITCH_ON = "from spanloop_exporter import frameworks; frameworks.switch_on(); p
     [
         ({}, "first\nswitched on, content True\n"),
         ({"TRACELOOP_TRACE_CONTENT": "false"}, "first\nswitched on, content False\n"),
+        ({"TRACELOOP_TRACE_CONTENT": "0"}, "first\nswitched on, content False\n"),
         ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "redis, pydantic_ai"}, "first\n"),
         ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"}, "first\n"),
     ],
-    ids=["default", "no content", "disabled", "all disabled"],
+    ids=["default", "no content", "no content by number", "disabled", "all disabled"],
 )
 def test_a_switch_is_set_at_the_import(variables: dict[str, str], printed: str, tmp_path: Path) -> None:
     library(tmp_path, "pydantic_ai", PYDANTIC_AI)

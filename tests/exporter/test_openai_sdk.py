@@ -105,6 +105,14 @@ def test_every_response_is_one_span_with_what_was_said(responses: Run) -> None:
     assert_every_call_once(responses.stub, told, without_ids)
 
 
+def test_a_response_that_continues_another_names_it(responses: Run) -> None:
+    (first,) = responses.of("previous")
+    later = [call for call in responses.calls if "spanloop.request.previous_response_id" in call.attributes]
+    assert [call.attributes["spanloop.request.previous_response_id"] for call in later] == [
+        first.attributes["gen_ai.response.id"]
+    ]
+
+
 @pytest.mark.parametrize("mode", LOOPS)
 def test_a_response_names_its_tools_and_their_results(responses: Run, mode: str) -> None:
     first, second = sorted(responses.of(mode), key=lambda call: len(call.attributes["gen_ai.input.messages"]))

@@ -41,7 +41,7 @@ class Stub:
     `gate`, when set, holds every stream after its first chunk until the event is set (from any thread). `respond`,
     when set, makes the assistant message from the request (of the Responses API too: as chat messages), called once a
     choice; a `web.HTTPException` that it raises is the answer. `responses` opens the Responses API, which else echoes.
-    `refuses` are request fields that are answered with 400, as OpenAI does. `model_version` and `fingerprint` are what the
+    `refuses` are request fields that are answered with 400, as OpenAI does; with a `reason` that may name none. `model_version` and `fingerprint` are what the
     server says of itself, in a header and in the answer; empty: nothing.
     """
 
@@ -54,6 +54,7 @@ class Stub:
     answers_as: str = ""  # the model that answers name; empty: the one that was asked for
     responses: bool = False
     refuses: tuple[str, ...] = ()
+    reason: str = "Unknown parameter: '{}'."
     model_version: str = ""
     fingerprint: str = ""
     url: str = ""
@@ -115,9 +116,9 @@ class Stub:
         for name in self.refuses:
             if name in body:
                 error = {
-                    "message": f"Unknown parameter: '{name}'.",
+                    "message": self.reason.format(name),
                     "type": "invalid_request_error",
-                    "param": name,
+                    "param": name if "{}" in self.reason else None,
                 }
                 return web.json_response({"error": error}, status=400)
         return None

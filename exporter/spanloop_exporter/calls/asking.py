@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 VARIABLE: Final = "SPANLOOP_CAPTURE_TOKENS"
+YES: Final = ("true", "1", "yes", "on")
 _LOGPROBS_OF_RESPONSES: Final = "message.output_text.logprobs"
 # Each field that may be asked for, and how a refusal names it: "logprobs are not supported with this model".
 _NAMES: Final = {
@@ -23,13 +24,14 @@ _NAMES: Final = {
 # Refusals of a request's form; 403 is how OpenAI refuses log-probabilities to some accounts.
 _REFUSALS: Final = (400, 403, 422)
 
-# (base URL, model) → fields that it refused
+# (base URL, model) → fields that it refused; and those that have taken all that they were asked for since
 _refused: dict[tuple[str, str], frozenset[str]] = {}
+_took: set[tuple[str, str]] = set()
 
 
 def wanted() -> bool:
     """Whether the user asks for tokens."""
-    return os.environ.get(VARIABLE, "").strip().lower() in ("true", "1", "yes", "on")
+    return os.environ.get(VARIABLE, "").strip().lower() in YES
 
 
 def additions(path: str, body: Mapping[str, Any], server: tuple[str, str]) -> dict[str, Any]:
@@ -100,14 +102,20 @@ def _empty_logprobs(part: Any) -> None:
         part["logprobs"] = []
 
 
-def refused_by(error: Exception, asked: Mapping[str, Any]) -> frozenset[str]:
-    """Which of the fields that were added the server's error names; empty: it is about something else."""
+def refused_by(error: Exception, asked: Mapping[str, Any], server: tuple[str, str]) -> frozenset[str]:
+    """Which of the fields that were added the server's error may be about; empty: it is about something else.
+
+    Those that it names. Some servers give no reason: it may be any, unless the server has taken them before.
+    """
     if not asked or getattr(error, "status_code", None) not in _REFUSALS:
         return frozenset()
-    text = f"{error} {getattr(error, 'body', '')}"
-    return frozenset(name for name in asked if any(word in text for word in _NAMES[name]))
+    text = f"{error} {getattr(error, 'body', '')}".lower()
+    named = frozenset(name for name in asked if any(word in text for word in _NAMES[name]))
+    return named or (frozenset() if server in _took else frozenset(asked))
 
 
-def remember(server: tuple[str, str], fields: frozenset[str]) -> None:
-    """Do not ask that server and model for these again; call it once the request went through without them."""
-    _refused[server] = _refused.get(server, frozenset()) | fields
+def settled(server: tuple[str, str], given_up: frozenset[str]) -> None:
+    """A request went through: that server and model are not asked for `given_up` again, and took the rest."""
+    if given_up:
+        _refused[server] = _refused.get(server, frozenset()) | given_up
+    _took.add(server)

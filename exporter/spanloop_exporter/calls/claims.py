@@ -19,6 +19,7 @@ from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind
 
+from spanloop_exporter.calls.messages import response_attributes
 from spanloop_exporter.calls.record import Call
 from spanloop_exporter.safety import quietly
 
@@ -27,7 +28,9 @@ SCOPE: Final = "spanloop"  # of the spans that are ours
 SESSION_KEY: Final = "spanloop-session"
 _ATTRIBUTE: Final = "_spanloop_call"
 _MODEL_OPERATIONS: Final = frozenset({"chat", "text_completion", "generate_content", "responses"})
-_FALSE: Final = ("false", "0", "no", "off", "no_content")
+# What Traceloop's instrumentors take for a yes, and what OpenTelemetry's take for a no as far as spans go.
+_YES: Final = ("true", "1", "yes", "on")
+_NO: Final = ("false", "0", "no", "off", "no_content", "event_only")
 # Answers whose span is not known yet, or that a second span may name: those of the last few calls.
 _MAX_ANSWERS: Final = 64
 
@@ -50,16 +53,19 @@ def is_model_call(attributes: Mapping[str, Any] | None) -> bool:
 def content_allowed() -> bool:
     """Whether the user lets instrumentors record what was said; ours records no more than they do."""
     said = os.environ.get("TRACELOOP_TRACE_CONTENT")
-    if said and said.strip().lower() in _FALSE:
-        return str(context.get_value("override_enable_content_tracing")).strip().lower() in ("true", "1")
+    if said is not None and said.strip().lower() not in _YES:
+        return str(context.get_value("override_enable_content_tracing")).strip().lower() in _YES
     said = os.environ.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT")
-    return not said or said.strip().lower() not in _FALSE
+    return not said or said.strip().lower() not in _NO
 
 
 def begin(call: Call) -> bool:
     """A call begins in this context: find the span that is open for it, and say whether there is one."""
     before = _last_call.get()
-    call.after = before.reported if before is not None else None
+    if before is not None:
+        call.after_ns = before.started_ns
+        # One that failed is made again, or given up.
+        call.after = before.reported if before.reported.answered_ns else before.after
     _last_call.set(call)
     current = trace.get_current_span()
     if isinstance(current, Span) and current.is_recording() and is_model_call(current.attributes):
@@ -79,9 +85,11 @@ def begin(call: Call) -> bool:
 
 def named(call: Call) -> None:
     """The answer has begun: from now on a span may name its response id."""
-    if not call.response_id or call.response_id in _by_response_id:
+    if not call.response_id:
         return
     # Without a lock: each of these is atomic, and one answer more or less in there does no harm.
+    # The newest is last, also of an id that a server gives to all of its answers.
+    _by_response_id.pop(call.response_id, None)
     _by_response_id[call.response_id] = call
     if len(_by_response_id) > _MAX_ANSWERS:
         _by_response_id.popitem(last=False)
@@ -95,6 +103,11 @@ def of_response(response_id: str) -> Call | None:
 def last() -> Call | None:
     """The last call that began in this context."""
     return _last_call.get()
+
+
+def forget() -> None:
+    """In this context no call has been made yet."""
+    _last_call.set(None)
 
 
 def claim(span: Span, call: Call) -> None:
@@ -116,20 +129,20 @@ def _parent_id(span: Span) -> int:
 class StartProcessor(SpanProcessor):
     """Sees every span's start: for calls whose span is not current while they run, and for what `session` says of all."""
 
+    @quietly
     def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
         said = context.get_value(SESSION_KEY, parent_context) or context.get_value(SESSION_KEY)
         if isinstance(said, dict):
-            span.set_attributes(said)
+            span.set_attributes(said.copy())  # `annotate` may add to it meanwhile, in another thread
         if span.kind is SpanKind.CLIENT:
             _started(span)
 
 
-@quietly
 def _started(span: Span) -> None:
     _last_span.set(span)
     call = _last_call.get()
-    # It began before the call did, and yet is made only now: it reports that call.
-    if call is not None and (span.start_time or 0) <= call.started_ns:
+    # It began before the call did, and after the call before that one, and yet is made only now: it reports that call.
+    if call is not None and call.after_ns < (span.start_time or 0) <= call.started_ns:
         claim(span, call)
 
 
@@ -143,15 +156,24 @@ def ending(span: Span, end_ns: int) -> None:
     """
     attributes: Mapping[str, Any] = span.attributes or {}
     call: Call | None = getattr(span, _ATTRIBUTE, None)
-    if call is None:
-        identity = attributes.get("gen_ai.response.id")
-        call = _by_response_id.get(identity) if isinstance(identity, str) else None
+    identity = attributes.get("gen_ai.response.id")
+    if isinstance(identity, str) and (call is None or call.response_id != identity):
+        call = _by_response_id.get(identity, call)
     if call is None or not is_model_call(attributes):
         return
     _report(span, call)
     if call.reported.span == span.get_span_context():
         call.reported.ended_ns = end_ns
-    facts = call.attributes(content=content_allowed())
+    content = content_allowed()
+    facts = call.attributes(content=content)
+    said = attributes.get("gen_ai.output.messages", "[]")
+    if call.ended is not None and said == "[]" and "gen_ai.response.finish_reasons" not in attributes:
+        # The agent left the stream at its last event, and the instrumentor waited for what comes after it.
+        whole = response_attributes(call.ended, content=content)
+        facts |= whole
+        if "gen_ai.output.messages" in whole:
+            span.set_attribute("gen_ai.output.messages", whole["gen_ai.output.messages"])
+    call.ended = None
     if call.response_id:
         # Instrumentors leave it out of streams that were dropped; the gateway's tokens are joined by it.
         facts["gen_ai.response.id"] = call.response_id

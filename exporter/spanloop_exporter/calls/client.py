@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
-from opentelemetry import context
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from spanloop_exporter.calls import asking, claims, tools
 from spanloop_exporter.calls.record import (
@@ -32,8 +32,6 @@ from spanloop_exporter.safety import quietly
 _log = logging.getLogger(__name__)
 
 _KEY: Final = "spanloop.call"  # of an HTTP response's extensions
-# The context key by which OpenTelemetry is told to look away.
-_SUPPRESSED: Final = "suppress_instrumentation"
 _READERS: Final = (("/completions", read_chat), ("/responses", read_response))
 _MAX_RETREATS: Final = 2  # once for each field that may be refused by itself
 
@@ -74,7 +72,7 @@ class Sending:
 
     def retreat(self, error: Exception) -> bool:
         """Whether to send once more, without what the server's error refuses."""
-        refused = asking.refused_by(error, self.asked)
+        refused = asking.refused_by(error, self.asked, self._server)
         if not refused or len(self._given_up) >= _MAX_RETREATS:
             return False
         self._given_up |= refused
@@ -83,8 +81,8 @@ class Sending:
 
     def settle(self) -> None:
         """The request went through: what was given up for it need not be tried again."""
-        if self._given_up:
-            asking.remember(self._server, self._given_up)
+        if self.asked or self._given_up:
+            asking.settled(self._server, self._given_up)
             self._given_up = frozenset()
 
     def drop_request(self) -> None:
@@ -104,7 +102,7 @@ def _begin(client: Any, options: Any) -> Sending | None:
         return None
     path = url.partition("?")[0]
     read = next((reader for ending, reader in _READERS if path.endswith(ending)), None)
-    if read is None or context.get_value(_SUPPRESSED):
+    if read is None or not is_instrumentation_enabled():
         return None
     sending = Sending(client, options, path, read)
     sending.call.request = request_attributes(sending.body)
@@ -155,7 +153,8 @@ def _sync_request(original: Callable[..., Any]) -> Callable[..., Any]:
         sending = _begin(self, options)
         if sending is None:
             return original(self, cast_to, options, *args, **kwargs)
-        token = _sending.set(sending)
+        before = _sending.get()
+        _sending.set(sending)
         try:
             while True:
                 try:
@@ -164,7 +163,7 @@ def _sync_request(original: Callable[..., Any]) -> Callable[..., Any]:
                     if not quietly(sending.retreat)(error):
                         raise
         finally:
-            _sending.reset(token)
+            _sending.set(before)  # not by a token: a coroutine may be closed in another context
 
     return request
 
@@ -175,7 +174,8 @@ def _async_request(original: Callable[..., Any]) -> Callable[..., Any]:
         sending = _begin(self, options)
         if sending is None:
             return await original(self, cast_to, options, *args, **kwargs)
-        token = _sending.set(sending)
+        before = _sending.get()
+        _sending.set(sending)
         try:
             while True:
                 try:
@@ -184,7 +184,7 @@ def _async_request(original: Callable[..., Any]) -> Callable[..., Any]:
                     if not quietly(sending.retreat)(error):
                         raise
         finally:
-            _sending.reset(token)
+            _sending.set(before)  # not by a token: a coroutine may be closed in another context
 
     return request
 
@@ -208,17 +208,13 @@ _installed: list[tuple[type, str, Callable[..., Any]]] = []
 
 def install(_openai: Any = None) -> None:
     """Wrap the client; runs once openai is imported. A client that is built otherwise is left alone, and that is logged."""
-    from openai import _base_client as base
-
     if _installed:
         return
-    places: list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
-        (base.SyncAPIClient, "request", _sync_request),
-        (base.AsyncAPIClient, "request", _async_request),
-        (base.SyncAPIClient, "_process_response", _before(_answered)),
-        (base.AsyncAPIClient, "_process_response", _before(_answered)),
-        (base.BaseClient, "_process_response_data", _before(_seen)),
-    ]
+    try:
+        places = _places()
+    except (ImportError, AttributeError) as error:  # long ago, or another module of that name
+        _log.warning("this openai client is unknown: tokens and tool steps are not recorded: %s", error)
+        return
     missing = [name for cls, name, _ in places if not callable(cls.__dict__.get(name))]
     if missing:
         _log.warning(
@@ -229,6 +225,18 @@ def install(_openai: Any = None) -> None:
         original = cls.__dict__[name]
         _installed.append((cls, name, original))
         setattr(cls, name, wrap(original))
+
+
+def _places() -> list[tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]]:
+    from openai import _base_client as base
+
+    return [
+        (base.SyncAPIClient, "request", _sync_request),
+        (base.AsyncAPIClient, "request", _async_request),
+        (base.SyncAPIClient, "_process_response", _before(_answered)),
+        (base.AsyncAPIClient, "_process_response", _before(_answered)),
+        (base.BaseClient, "_process_response_data", _before(_seen)),
+    ]
 
 
 def uninstall() -> None:

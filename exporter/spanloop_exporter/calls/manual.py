@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import Token
@@ -15,9 +14,9 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from spanloop_exporter.calls import claims, tools
-from spanloop_exporter.calls.messages import checked, recorded
+from spanloop_exporter.calls.messages import as_json, checked, recorded
 from spanloop_exporter.calls.record import Call, read_chat, request_attributes
-from spanloop_exporter.safety import quietly
+from spanloop_exporter.safety import detach, quietly
 
 _PARAMETERS: Final = frozenset(
     {"temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "n", "tool_choice"}
@@ -44,7 +43,7 @@ class _Recorded:
         self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         if self._token is not None:
-            context.detach(self._token)
+            detach(self._token)
             self._token = None
         self._close(error)
 
@@ -64,12 +63,19 @@ class _Recorded:
         self._token = context.attach(trace.set_span_in_context(self.span))
 
     @quietly
+    def _say(self, key: str, value: object) -> None:
+        self.span.set_attribute(key, value if isinstance(value, str) else as_json(value))
+
+    @quietly
     def _close(self, error: BaseException | None) -> None:
-        if error is not None:
-            self.span.set_attribute("error.type", type(error).__qualname__)
-            self.span.set_status(Status(StatusCode.ERROR, str(error)))
-            self.span.record_exception(error)
-        self.span.end()
+        try:
+            # As OpenTelemetry has it: a generator that is closed, a task that is cancelled is no error.
+            if isinstance(error, Exception):
+                self.span.set_attribute("error.type", type(error).__qualname__)
+                self.span.set_status(Status(StatusCode.ERROR, str(error)))
+                self.span.record_exception(error)
+        finally:
+            self.span.end()
 
 
 class model_call(_Recorded):  # used as a function
@@ -86,7 +92,7 @@ class model_call(_Recorded):  # used as a function
         parameters: temperature, top_p, max_tokens, max_completion_tokens, seed, stop, n, tool_choice.
 
     Raises:
-        TypeError: an argument is of another type, or a parameter is not one of these.
+        TypeError: an argument, a message or a tool call is of another type, or a parameter is not one of these.
         ValueError: a message has no role.
     """
 
@@ -105,24 +111,24 @@ class model_call(_Recorded):  # used as a function
             raise TypeError(
                 f"model_call knows no {', '.join(unknown)}; parameters are {', '.join(sorted(_PARAMETERS))}"
             )
-        self._messages = checked(messages, "messages")
+        self._messages, self._tools = checked(messages, "messages"), tools
         self._call = Call(request=request_attributes(parameters))
         attributes: dict[str, AttributeValue] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": model,
             **self._call.request,
         }
-        if claims.content_allowed():
-            attributes["gen_ai.input.messages"] = _json([recorded(message) for message in self._messages])
-            if tools is not None:
-                attributes["gen_ai.tool.definitions"] = _json(list(tools))
         super().__init__(f"chat {model}", SpanKind.CLIENT, attributes)
 
     @quietly
     def _open(self) -> None:
         super()._open()
         claims.begin(self._call)
-        tools.STEPS.results({"messages": self._messages}, self._call)
+        if claims.content_allowed():
+            self._say("gen_ai.input.messages", [recorded(message) for message in self._messages])
+            if self._tools is not None:
+                self._say("gen_ai.tool.definitions", list(self._tools))
+        tools.STEPS.results({"messages": self._messages, "tools": self._tools}, self._call)
 
     def answer(
         self,
@@ -181,21 +187,21 @@ class model_call(_Recorded):  # used as a function
             {"index": index, "message": message} for index, message in enumerate(said)
         ]
         for index, choice in enumerate(choices):
-            choice["token_ids"] = list(ids[index]) if ids is not None and index < len(ids) else None
+            if ids is not None and index < len(ids):
+                choice["token_ids"] = [int(token) for token in ids[index]]
             if logprobs is not None and index < len(logprobs):
-                choice["logprobs"] = {"token_logprobs": list(logprobs[index])}
+                choice["logprobs"] = {"token_logprobs": [float(value) for value in logprobs[index]]}
+        prompt_ids = None if prompt is None else [int(token) for token in prompt]
         call.reported.answered_ns = time.time_ns()
         call.choices.clear()  # said again, it replaces what was said before
-        read_chat(call, {"id": response_id, "choices": choices, "prompt_token_ids": prompt and list(prompt)})
+        read_chat(call, {"id": response_id, "choices": choices, "prompt_token_ids": prompt_ids})
         claims.named(call)
         tools.STEPS.asked(call)
         content = claims.content_allowed()
         self.span.set_attributes({key: value for key, value in facts.items() if value is not None})
         self.span.set_attributes(call.attributes(content=content))
         if content:
-            self.span.set_attribute(
-                "gen_ai.output.messages", _json([recorded(m, finish_reason) for m in said])
-            )
+            self._say("gen_ai.output.messages", [recorded(message, finish_reason) for message in said])
 
 
 class tool_call(_Recorded):  # used as a function
@@ -225,9 +231,14 @@ class tool_call(_Recorded):  # used as a function
         }
         if id is not None:
             attributes["gen_ai.tool.call.id"] = id
-        if arguments is not None and claims.content_allowed():
-            attributes["gen_ai.tool.call.arguments"] = _as_text(arguments)
+        self._arguments = arguments
         super().__init__(f"execute_tool {name}", SpanKind.INTERNAL, attributes)
+
+    @quietly
+    def _open(self) -> None:
+        super()._open()
+        if self._arguments is not None and claims.content_allowed():
+            self._say("gen_ai.tool.call.arguments", self._arguments)
 
     def result(self, value: object) -> None:
         """Say what the tool gave; anything that is no text is recorded as JSON."""
@@ -236,15 +247,7 @@ class tool_call(_Recorded):  # used as a function
     @quietly
     def _result(self, value: object) -> None:
         if claims.content_allowed():
-            self.span.set_attribute("gen_ai.tool.call.result", _as_text(value))
-
-
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else _json(value)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+            self._say("gen_ai.tool.call.result", value)
 
 
 def _a(value: object) -> str:

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 VERSION_HEADER: Final = "x-spanloop-model-version"
 
 
-@dataclass
+@dataclass(slots=True)
 class ToolCall:
     """One tool call of an answer; in a stream it grows with every chunk."""
 
@@ -35,10 +35,12 @@ class ToolCall:
     @property
     def arguments(self) -> str:
         """The string that the model wrote, whether it is JSON or not."""
-        return "".join(self.pieces)
+        if len(self.pieces) > 1:  # hundreds of small strings take ten times the room of one
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0] if self.pieces else ""
 
 
-@dataclass
+@dataclass(slots=True)
 class Choice:
     """One of the n answers."""
 
@@ -47,7 +49,7 @@ class Choice:
     tool_calls: dict[int, ToolCall] = field(default_factory=dict)  # by their index in the answer
 
 
-@dataclass
+@dataclass(slots=True)
 class Reported:
     """The span that reports a call; all that tool steps keep of it, since spans and answers may be large."""
 
@@ -60,7 +62,7 @@ class Reported:
     prompt: tuple[int, int] = (0, 0)
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One request to a model server, from its start to the end of the span that reports it."""
 
@@ -70,9 +72,12 @@ class Call:
     response_id: str = ""
     fingerprint: str = ""
     version: str = ""
-    prompt_token_ids: list[int] | None = None
+    prompt_token_ids: str = ""  # JSON: the numbers of a long prompt take six times the room
+    # a streamed response at its end: what it said and took, until a span has it
+    ended: Mapping[str, Any] | None = None
     choices: dict[int, Choice] = field(default_factory=dict)
-    after: Reported | None = None  # the call before, in the same thread or task
+    after: Reported | None = None  # the last call before that was answered, in the same thread or task
+    after_ns: int = 0  # when the call before began, there, answered or not
     # tool calls that were seen since somebody last asked for new ones
     new_tools: list[ToolCall] = field(default_factory=list)
 
@@ -97,7 +102,7 @@ class Call:
         if not content:
             return found
         if self.prompt_token_ids:
-            found["spanloop.prompt_token_ids"] = _json(self.prompt_token_ids)
+            found["spanloop.prompt_token_ids"] = self.prompt_token_ids
         choices = [choice for _, choice in sorted(self.choices.items())]
         ids = any(choice.token_ids for choice in choices)
         if ids:
@@ -142,6 +147,8 @@ def request_attributes(body: Mapping[str, Any]) -> dict[str, AttributeValue]:
         found["gen_ai.request.stop_sequences"] = [stop]
     elif isinstance(stop, list) and stop and all(isinstance(item, str) for item in stop):
         found["gen_ai.request.stop_sequences"] = stop
+    if isinstance(previous := body.get("previous_response_id"), str):
+        found["spanloop.request.previous_response_id"] = previous
     choice = body.get("tool_choice")
     if isinstance(choice, str | dict):
         found["spanloop.request.tool_choice"] = _json(choice)
@@ -181,8 +188,8 @@ def read_chat(call: Call, data: Mapping[str, Any]) -> None:
             for place, tool in enumerate(calls):
                 if isinstance(tool, dict):
                     _read_tool(call, seen, place, tool)
-    if isinstance(ids, list) and call.prompt_token_ids is None:
-        call.prompt_token_ids = ids
+    if isinstance(ids, list) and ids and not call.prompt_token_ids:
+        call.prompt_token_ids = _json(ids)
 
 
 def _tool(call: Call, choice: Choice, index: int) -> ToolCall:
@@ -209,7 +216,7 @@ def _chat_logprobs(logprobs: Any) -> list[float]:
     # /completions has a flat list, whose first entry is null when the prompt is echoed.
     if isinstance(flat := logprobs.get("token_logprobs"), list):
         return [value for value in flat if isinstance(value, int | float)]
-    return _logprobs(logprobs.get("content"))
+    return _logprobs(logprobs.get("content")) or _logprobs(logprobs.get("refusal"))
 
 
 def _logprobs(entries: Any) -> list[float]:
@@ -227,6 +234,7 @@ def read_response(call: Call, data: Mapping[str, Any]) -> None:
         _read_names(call, whole)
         if kind in _WHOLE:
             _read_whole_response(call, choice, whole)
+            call.ended = whole
     elif kind in ("response.output_item.added", "response.output_item.done"):
         _read_item(call, choice, data.get("output_index"), data.get("item"))
     elif kind in ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"):
@@ -252,7 +260,8 @@ def _read_whole_response(call: Call, choice: Choice, whole: Mapping[str, Any]) -
             logprobs += _logprobs(part.get("logprobs") if isinstance(part, dict) else None)
     # What the deltas of a stream said is said again at its end.
     choice.logprobs = logprobs or choice.logprobs
-    call.prompt_token_ids = _raw_tokens(whole.get("input_messages")) or call.prompt_token_ids
+    if tokens := _raw_tokens(whole.get("input_messages")):
+        call.prompt_token_ids = _json(tokens)
     choice.token_ids = _raw_tokens(whole.get("output_messages")) or choice.token_ids
 
 

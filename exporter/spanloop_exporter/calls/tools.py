@@ -27,8 +27,10 @@ from spanloop_exporter.safety import quietly
 RECOVERED: Final = "spanloop.recovered"
 # Tool call ids that are waited for or done; a run of hundreds of steps in each of some ten threads fits.
 MAX_IDS: Final = 8192
-# Servers number their calls anew in every answer, some of them ("call_0"): so many of one id are told apart.
-_MAX_OF_ONE_ID: Final = 16
+# Servers number their calls anew in every answer, some of them ("call_0"): of one id so many conversations may wait side
+# by side, and so many that are done are known, for a request that is made again.
+_MAX_WAITING_OF_ONE_ID: Final = 256
+_MAX_DONE_OF_ONE_ID: Final = 16
 _MAX_TOOL_SPANS: Final = 2048
 
 
@@ -38,11 +40,18 @@ class Result(NamedTuple):
     id: str
     name: str  # of the call in the same request's history; empty: the history is at the server
     arguments: str
-    content: str
+    output: Any  # as it was sent
     new: bool  # nothing was said by the model since
 
+    @property
+    def content(self) -> str:
+        """The output as text."""
+        if isinstance(self.output, str):
+            return self.output
+        return json.dumps(self.output, ensure_ascii=False, default=str)
 
-@dataclass
+
+@dataclass(slots=True, eq=False)
 class _Awaited:
     reported: Reported
     tool: ToolCall | None  # None once the result has come
@@ -68,13 +77,14 @@ class ToolSteps:
     """Memory of which tool calls wait for their result, and of the tool spans of others; threads share one."""
 
     def __init__(self) -> None:
-        self._awaited: OrderedDict[str, deque[_Awaited]] = OrderedDict()
+        self._awaited: OrderedDict[str, list[_Awaited]] = OrderedDict()
         self._spans: deque[_ToolSpan] = deque(maxlen=_MAX_TOOL_SPANS)
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler that calls a model may come in between.
+        self._lock = threading.RLock()
 
     def forked(self) -> None:
         """In a forked child: another thread of the parent may have held the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def asked(self, call: Call) -> None:
         """Wait for the results of the tool calls that an answer has so far."""
@@ -91,20 +101,20 @@ class ToolSteps:
         if items:
             call.reported.prompt = (len(items), _hash(items[-1]))
         for result in results_in(body):
+            known = self._awaited.get(result.id)
+            # Old, and done; or asked for by another process, whose business they are; or of an id that is in use anew.
+            if not result.new and (known is None or len(known) > 1 or known[0].tool is None):
+                continue
             with self._lock:
                 awaited = self._find(result, body, items, call)
                 if awaited is None:
-                    # Asked for by another process; old results of its conversation are its business.
-                    if not result.new:
-                        continue
-                    tool = ToolCall(result.id, result.name, [result.arguments])
-                    awaited = _Awaited(Reported(), tool)
+                    awaited = _Awaited(Reported(), ToolCall(result.id, result.name, [result.arguments]))
                     self._add(result.id, awaited)
                 if awaited.tool is None:
                     continue
                 awaited.done = awaited.signature()
                 tool, awaited.tool = awaited.tool, None
-                emitted = self._emitted(tool, awaited.reported, call)
+                emitted = self._emitted(tool, awaited.reported, call, body)
             if not emitted:
                 _emit(tool, result, awaited.reported, call)
 
@@ -121,11 +131,17 @@ class ToolSteps:
         note = _ToolSpan(
             identity, _name(span.name, attributes), context.trace_id, parent_id, span.start_time or 0, end_ns
         )
-        with self._lock:
-            self._spans.append(note)
+        # No lock: a span may end in a finaliser, which comes at any moment, in a thread that holds it.
+        self._spans.append(note)
 
     def _add(self, identity: str, awaited: _Awaited) -> None:
-        self._awaited.setdefault(identity, deque(maxlen=_MAX_OF_ONE_ID)).append(awaited)
+        known = self._awaited.setdefault(identity, [])
+        done = [one for one in known if one.tool is None]
+        if len(done) >= _MAX_DONE_OF_ONE_ID:
+            known.remove(done[0])
+        elif len(known) >= _MAX_WAITING_OF_ONE_ID:
+            del known[0]
+        known.append(awaited)
         self._awaited.move_to_end(identity)
         while len(self._awaited) > MAX_IDS:
             self._awaited.popitem(last=False)
@@ -139,26 +155,27 @@ class ToolSteps:
         self._awaited.move_to_end(result.id)
         if len(known) == 1:
             return known[0]
-        # One id in several conversations: theirs are the same name and arguments, the same prompt, the same thread or
-        # task; of several that are left (attempts at one task, side by side) one that has no result yet.
-        candidates = list(known)
+        # One id of several calls: theirs are the same name and arguments, the longest prompt that goes on here, the same
+        # thread or task; of several that are left (attempts at one task, side by side) one that has no result yet.
+        candidates = known
         if result.name:
             signature = (result.name, hash(result.arguments))
             candidates = [one for one in candidates if one.signature() == signature] or candidates
         if previous := body.get("previous_response_id"):
             candidates = [one for one in candidates if one.reported.response_id == previous] or candidates
-        else:
-            candidates = [one for one in candidates if _continues(items, one.reported.prompt)] or candidates
+        elif here := [one for one in candidates if _continues(items, one.reported.prompt)]:
+            longest = max(one.reported.prompt[0] for one in here)
+            candidates = [one for one in here if one.reported.prompt[0] == longest]
         candidates = [one for one in candidates if one.reported is call.after] or candidates
         return next((one for one in candidates if one.tool is not None), candidates[-1])
 
-    def _emitted(self, tool: ToolCall, asking: Reported, call: Call) -> bool:
+    def _emitted(self, tool: ToolCall, asking: Reported, call: Call, body: Mapping[str, Any]) -> bool:
         """Whether somebody's span is this step; each stands for one."""
         traces = {span.trace_id for span in (asking.span, call.reported.span) if span is not None}
         beside = {asking.parent_id, call.reported.parent_id, asking.span.span_id if asking.span else 0} - {0}
         since, name = asking.ended_ns or asking.answered_ns, _plain(tool.name)
         best: tuple[int, _ToolSpan] | None = None
-        for span in reversed(self._spans):
+        for span in reversed(self._spans.copy()):
             if span.end_ns < since:
                 break
             if span.start_ns > call.started_ns:
@@ -169,9 +186,10 @@ class ToolSteps:
             elif span.name == name and (here or not span.parent_id):
                 rank = 2
             elif here and (
-                span.parent_id in beside or (span.name == "handoff" and name.startswith("transferto"))
+                (span.parent_id in beside and span.name not in _offered(body))
+                or (span.name == "handoff" and name.startswith("transferto"))
             ):
-                rank = 1  # `@tool(name="other")`; a handoff is a tool to the model
+                rank = 1  # `@tool(name="other")`, if that is no other tool; a handoff is a tool to the model
             else:
                 continue
             if best is None or rank > best[0]:
@@ -191,16 +209,19 @@ def results_in(body: Mapping[str, Any]) -> Iterator[Result]:
     """The tool results of a request to the chat or the Responses API, in order."""
     items = _items(body)
     named: dict[str, tuple[str, str]] = {}
-    found: list[tuple[int, str, Any]] = []
+    # place, id, output, and what the history has said of that id until then
+    found: list[tuple[int, str, Any, tuple[str, str]]] = []
     last_of_model = -1
     for place, item in enumerate(items):
         if not isinstance(item, dict):
             continue
         kind = item.get("role") or item.get("type")
         if kind == "tool":
-            found.append((place, str(item.get("tool_call_id") or ""), item.get("content")))
+            identity = str(item.get("tool_call_id") or "")
+            found.append((place, identity, item.get("content"), named.get(identity, ("", ""))))
         elif kind in ("function_call_output", "custom_tool_call_output"):
-            found.append((place, str(item.get("call_id") or ""), item.get("output")))
+            identity = str(item.get("call_id") or "")
+            found.append((place, identity, item.get("output"), named.get(identity, ("", ""))))
         elif kind in ("function_call", "custom_tool_call"):
             last_of_model = place
             named[str(item.get("call_id"))] = (
@@ -217,13 +238,20 @@ def results_in(body: Mapping[str, Any]) -> Iterator[Result]:
                 if function:
                     arguments = function.get("arguments", function.get("input"))
                     named[str(call.get("id"))] = (str(function.get("name")), str(arguments))
-    for place, identity, content in found:
+    for place, identity, output, (name, arguments) in found:
         if identity:
-            name, arguments = named.get(identity, ("", ""))
-            text = (
-                content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
-            )
-            yield Result(identity, name, arguments, text, place > last_of_model)
+            yield Result(identity, name, arguments, output, place > last_of_model)
+
+
+def _offered(body: Mapping[str, Any]) -> set[str]:
+    """Names of the tools that a request offers, as `_plain` makes them."""
+    tools = body.get("tools")
+    functions = [
+        tool.get("function", tool)
+        for tool in (tools if isinstance(tools, list) else ())
+        if isinstance(tool, dict)
+    ]
+    return {_plain(str(function.get("name"))) for function in functions if isinstance(function, dict)}
 
 
 def _items(body: Mapping[str, Any]) -> Sequence[Any]:

@@ -1,6 +1,7 @@
 """An agent that uses the optional API; the parts of it to use are its arguments."""
 
 import asyncio
+import contextlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -87,12 +88,54 @@ def failing():
         raise ConnectionError("the model is away")
 
 
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+
+def odd():
+    """Values that JSON cannot hold, and an error that cannot be told: recorded as far as they can be."""
+    circular = {"role": "user"}
+    circular["content"] = [circular]
+    with contextlib.suppress(Unspeakable), spanloop.model_call("odd", [circular]):
+        raise Unspeakable
+    asked = {"id": "c2", "function": {"name": "add", "arguments": '{"a": NaN}'}}
+    with spanloop.model_call("odd", QUESTION) as call:
+        call.answer({"role": "assistant", "tool_calls": [asked]}, completion_token_ids=[(i for i in (3, 4))])
+    with spanloop.tool_call("add", {"a": float("nan"), "b": [float("-inf")]}) as tool:
+        tool.result({(1, 2): 3})
+
+
+async def pieces():
+    async with spanloop.session("s-left"):
+        with spanloop.model_call("left", QUESTION):
+            for piece in "abc":
+                yield piece
+
+
+async def left():
+    """Only the beginning of a stream is read; the rest is closed elsewhere, when the loop ends."""
+    async for _ in pieces():
+        break
+
+
+def fresh():
+    """A session in whose own context no call was made."""
+    ask("before")
+    with spanloop.session("s-fresh"):
+        asyncio.run(asyncio.to_thread(ask, "within"))
+        spanloop.reward(1.0, name="fresh")
+
+
 PARTS = {
     "manual": manual,
     "asynchronous": lambda: asyncio.run(asynchronous()),
     "untraced-tool": untraced_tool,
     "rewards": rewards,
     "failing": failing,
+    "odd": odd,
+    "left": lambda: asyncio.run(left()),
+    "fresh": fresh,
 }
 for part in sys.argv[1:]:
     try:

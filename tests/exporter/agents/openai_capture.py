@@ -99,6 +99,13 @@ def responses_dropped():
             return event.delta
 
 
+def responses_left():
+    """Left at the event that has the whole answer; what would come after it is only the end."""
+    for event in client.responses.create(model="m", input="?", stream=True):
+        if event.type == "response.completed":
+            return event.response.output_text
+
+
 WAYS = {
     "raw": raw,
     "parse": parse,
@@ -115,6 +122,7 @@ WAYS = {
     "failing": failing,
     "responses": responses,
     "responses-dropped": responses_dropped,
+    "responses-left": responses_left,
 }
 for way in sys.argv[1:]:
     try:

@@ -3,6 +3,8 @@
 Some emit spans for their tools, as decorators of tracing libraries do; the rest leave that to whoever traces them.
 """
 
+import contextlib
+import contextvars
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +13,13 @@ import openai
 from opentelemetry import trace
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+SEARCH = {"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}
 tracer = trace.get_tracer("some.decorator")
 
 
 def ask(messages, **request):
-    answer = openai.OpenAI().chat.completions.create(model="m", messages=messages, tools=TOOLS, **request)
-    return answer.choices[0].message
+    request = {"model": "m", "messages": messages, "tools": TOOLS, **request}
+    return openai.OpenAI().chat.completions.create(**request).choices[0].message
 
 
 def result(call, use):
@@ -128,6 +131,61 @@ def retried():
         ask(messages)
 
 
-LOOPS = [objects, replayed, threads, attempts, decorated, renamed, nested, resumed, retried]
+def mixed():
+    """Of two tools that are asked for at once, the second has a span of its own."""
+    messages = [{"role": "user", "content": "mixed"}]
+    with tracer.start_as_current_span("run"):
+        message = ask(messages, tools=[*TOOLS, SEARCH])
+        with tracer.start_as_current_span("search", attributes={"traceloop.span.kind": "tool"}):
+            results = [result(call, add) for call in message.tool_calls]
+        ask([*messages, message, *results], tools=[*TOOLS, SEARCH])
+
+
+def polled():
+    """The same question to the same tool until it gives another answer."""
+    answers = iter(("wait", "wait", "ready"))
+    loop("polled", lambda given: next(answers))
+
+
+def crowd():
+    """More conversations than a server has ids for, all at the same step."""
+    asked = []
+    for number in range(20):
+        messages = [{"role": "user", "content": f"crowd {number}"}]
+        message = ask(messages)
+        asked.append([*messages, message, result(message.tool_calls[0], lambda given, number=number: number)])
+    for messages in asked:
+        ask(messages)
+
+
+def hiccup():
+    """Two attempts at one task side by side; the call that brings the first one's result fails, and is made again."""
+    prompt = [{"role": "user", "content": "hiccup"}]
+    attempts = [contextvars.copy_context() for _ in range(2)]
+    conversations = []
+    for seed, attempt in enumerate(attempts):
+        message = attempt.run(ask, prompt, seed=seed)
+        conversations.append([*prompt, message, result(message.tool_calls[0], lambda given, seed=seed: seed)])
+    with contextlib.suppress(openai.BadRequestError):
+        attempts[0].run(ask, conversations[0], extra_body={"forbidden": 1})
+    for attempt, messages in zip(attempts, conversations, strict=True):
+        attempt.run(ask, messages)
+
+
+LOOPS = [
+    objects,
+    replayed,
+    threads,
+    attempts,
+    decorated,
+    renamed,
+    nested,
+    resumed,
+    retried,
+    mixed,
+    polled,
+    crowd,
+    hiccup,
+]
 for name in sys.argv[1:]:
     {function.__name__: function for function in LOOPS}[name]()

@@ -79,3 +79,13 @@ def test_a_commonjs_program_is_captured_too(tmp_path: Path) -> None:
     (call,) = run.stub.calls
     (span,) = [span for span in run.spans if "ai.prompt.messages" in span.attributes]
     assert said(span) == [heard(m) for m in [*call.request["messages"], *call.answers]]
+
+
+def test_an_agent_that_handles_sigterm_gets_it_once(tmp_path: Path) -> None:
+    run = run_node(
+        "vercel_ai", Path(__file__).parent, weather(), preload=PRELOAD, spool=tmp_path, agent="terminated.mjs"
+    )
+    assert run.printed == ["Paris is sunny, says answer 1.", "asked to end"]
+    assert [span.name for span in run.spans if "ai.prompt.messages" in span.attributes] == [
+        "ai.generateText.doGenerate"
+    ]
