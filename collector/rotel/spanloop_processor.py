@@ -25,12 +25,11 @@ except ModuleNotFoundError:
     for _folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         site.addsitedir(_folder)
     from spanloop_exporter import limits
-from spanloop_exporter.stamps import stamps
 
 log = logging.getLogger("spanloop.rotel")
 
 ERROR: Final = "spanloop.processor_error"
-_STAMPS: Final = stamps(os.environ)
+_prepared: Final = limits.Preparation(os.environ, in_agent=False)
 _BODY: Final = "body"
 # All versions so far turn every array of span, log and resource attributes around when there is a processor in Python
 # (convert_value of its py_transform.rs pops from the end), so ours hands them over turned around. The order is tested with
@@ -38,14 +37,6 @@ _BODY: Final = "body"
 TESTED_WITH: Final = "0.0.1a15"
 _MISSING: Final = ""  # what an attribute without a value is in the store
 _said: set[str] = set()
-
-
-def _max_bytes(environ: Mapping[str, str]) -> int:
-    text = environ.get(limits.VARIABLE, "").strip()
-    return int(text) if text.isdecimal() and int(text) else limits.DEFAULT_MAX_BYTES
-
-
-_MAX_BYTES: Final = _max_bytes(os.environ)
 
 
 def _check_version() -> None:
@@ -86,21 +77,6 @@ def process_logs(resource_logs: Any) -> None:
         _say(error, "a batch of log records")
 
 
-def prepared(attributes: Mapping[str, Any], dropped: int, stamped: Mapping[str, str]) -> dict[str, Any]:
-    """What is sent instead of a span's or record's attributes; what needs no change is the same object.
-
-    Args:
-        attributes: as they came, in plain Python values.
-        dropped: how many the SDK's limit dropped.
-        stamped: added where the key is not there.
-    """
-    result = {**stamped, **attributes}
-    # Redaction will stand here (the next issue): after the stamps, and before the cut, which could halve a secret so that
-    # it is not recognised any more. Where it cannot run, the span must not go on as it came.
-    kept, keys = limits.cut(result, _MAX_BYTES)
-    return limits.mark(kept, keys, dropped=dropped)
-
-
 def _process_resource(resource: Any) -> None:
     if resource is not None:
         read = _Read(resource.attributes)
@@ -109,15 +85,15 @@ def _process_resource(resource: Any) -> None:
 
 def _process_span(span: Any) -> None:
     read = _Read(span.attributes)
-    read.replace(span, prepared(read.plain, span.dropped_attributes_count, _STAMPS))
+    read.replace(span, _prepared(read.plain, span.dropped_attributes_count))
 
 
 def _process_record(record: Any) -> None:
     read = _Read(record.attributes)
-    changed = prepared(read.plain, record.dropped_attributes_count, {})
+    changed = _prepared(read.plain, record.dropped_attributes_count, stamped=False)
     if record.body is not None:
         body, anew = _plain(record.body)
-        kept, keys = limits.cut({_BODY: body}, _MAX_BYTES)
+        kept, keys = limits.cut({_BODY: body}, _prepared.max_bytes)
         if keys or anew:
             record.body = _turned(kept[_BODY])
         if keys:

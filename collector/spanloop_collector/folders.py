@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from spanloop_collector.repeats import Repeats
+from spanloop_exporter.files import FileLock
 from spanloop_exporter.segments import SUFFIX, SegmentLog
 from spanloop_store import StoreUrl
 from spanloop_store.errors import InvalidOtlp, StoreLocked
@@ -96,6 +95,8 @@ def open_logs(url: StoreUrl, log_folder: Path | None = None) -> Iterator[Logs]:
 def recovered(folders: Folders) -> Logs:
     """Opens the logs of folders that this process holds, and takes over what an earlier run left there."""
     repeats = Repeats(folders.log)
+    if left := sum(path.stat().st_size for path in folders.log.glob(f"*{SUFFIX}")):
+        log.info("reading %d bytes that an earlier run left in %s", left, folders.log)
     logs = {kind: SegmentLog(folders.log, kind, before_remove=repeats.removing) for kind in Signal}
     for kind, segments in logs.items():
         found = segments.recover(partial(_is_request, kind), folders.quarantine)
@@ -109,16 +110,12 @@ def recovered(folders: Folders) -> Logs:
 def _lock(folder: Path) -> Iterator[bool]:
     """Holds the folder's lock; False: another process has it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    lock = FileLock.take(folder / _LOCK)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield lock is not None
     finally:
-        os.close(descriptor)
+        if lock is not None:
+            lock.release()
 
 
 def _adopt(other: Folders, own: Folders) -> None:

@@ -11,6 +11,7 @@ from spanloop_collector.files import Found
 from spanloop_exporter.segments import Segment
 from spanloop_exporter.spooling.bounds import REASON_SUFFIX, Report, refused_in, report
 from spanloop_exporter.spooling.merging import merge
+from spanloop_exporter.spooling.runs import arrived_of
 from spanloop_exporter.spooling.spool import Spool
 from spanloop_store.errors import InvalidOtlp
 from spanloop_store.otlp.check import check_protobuf
@@ -96,7 +97,7 @@ def left_spools(paths: Sequence[Path]) -> Iterator[dict[Path, LeftSpool]]:
 
 
 def _found(signal: Signal, path: Path) -> Found:
-    payloads = [bytes(item.payload) for item in frames(path.read_bytes())]
+    payloads = [bytes(item.payload) for item in frames(path.read_bytes()[arrived_of(path) :])]
     try:
         return Found(signal, check_protobuf(signal, merge(payloads)), str(path))
     except InvalidOtlp as error:

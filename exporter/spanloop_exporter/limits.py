@@ -1,13 +1,17 @@
 """Keeps a span's values within a size that every receiver takes, and marks what was cut or dropped as such.
 
-Pure functions on plain mappings: the exporter applies them when it encodes a span, the plugin for other collectors applies
-the very same.
+The exporter prepares a span's attributes when it encodes it; the plugin for other collectors does the very same.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+
+from spanloop_exporter.stamps import stamps
+
+log = logging.getLogger(__name__)
 
 CUT: Final = "spanloop.cut"
 DROPPED: Final = "spanloop.dropped_attributes"
@@ -18,6 +22,55 @@ VARIABLE: Final = "SPANLOOP_MAX_ATTRIBUTE_BYTES"
 # UTF-8 needs at most four bytes a character: shorter text cannot be too long, and is not measured.
 _BYTES_A_CHARACTER: Final = 4
 _NUMBERS: Final = frozenset({int, float, bool})
+
+
+class Preparation:
+    """Makes what is sent of a span's or log record's attributes: stamped, cut, and what was cut marked.
+
+    Args:
+        environ: read once. A value that makes no sense is logged, and the default used.
+        in_agent: whether `environ` is that of the agent's own SDK, whose limits it then names.
+    """
+
+    def __init__(self, environ: Mapping[str, str], *, in_agent: bool = True) -> None:
+        self._stamps = stamps(environ)
+        self.max_bytes = _positive(environ, VARIABLE) or DEFAULT_MAX_BYTES
+        self._sdk_length: int | None = None
+        if in_agent:
+            self._sdk_length = _positive(environ, "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT") or _positive(
+                environ, "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"
+            )
+
+    def __call__(
+        self, attributes: Mapping[str, Any], dropped: int = 0, *, stamped: bool = True
+    ) -> dict[str, Any]:
+        """What is sent instead; a value that needs no change is the same object.
+
+        Args:
+            attributes: in plain Python values.
+            dropped: how many the SDK's limit dropped.
+            stamped: whether the stamps of the environment belong on it, where the key is not there.
+        """
+        # Redaction will stand here (the next issue): after the stamps, and before the cut, which could halve a secret so
+        # that it is not recognised any more. Where it cannot run, the span must not go on as it came.
+        if stamped and self._stamps:
+            attributes = {**self._stamps, **attributes}
+        kept, keys = cut(attributes, self.max_bytes)
+        return mark(kept, keys, dropped=dropped, sdk_length=self._sdk_length)
+
+
+def _positive(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number > 0:
+        return number
+    log.warning("%s=%.40s is no number of 1 or more, and is not followed", name, text)
+    return None
 
 
 def cut(attributes: Mapping[str, Any], max_bytes: int) -> tuple[dict[str, Any], list[str]]:
@@ -64,7 +117,9 @@ def mark(
     if not keys and not dropped and sdk_length is None and CUT not in attributes:
         return attributes  # nearly always
     earlier = attributes.get(CUT, ())
-    marked = {*keys, *([earlier] if isinstance(earlier, str) else earlier)}
+    if isinstance(earlier, str) or not isinstance(earlier, Sequence):
+        earlier = [earlier]
+    marked = {*keys, *map(str, earlier)}
     if sdk_length is not None:
         marked.update(key for key, value in attributes.items() if _has_length(value, sdk_length))
     if marked:

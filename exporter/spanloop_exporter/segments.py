@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from spanloop_store.otlp.frames import frame, frames
+from spanloop_exporter.files import write_all
+from spanloop_store.otlp.frames import SEGMENT_SUFFIX, frame, frames
 from spanloop_store.otlp.signals import Signal
 
 log = logging.getLogger(__name__)
 
-SUFFIX: Final = ".otlp"
+if sys.platform == "darwin":
+    import fcntl
+
+SUFFIX: Final = SEGMENT_SUFFIX
 # One insert of about 20,000 spans of 3 KB: one block, large enough that planning it is a tenth of its cost.
 DEFAULT_MAX_BYTES: Final = 64 << 20
 _FRESH_PARENTS: Final = (
@@ -66,6 +71,9 @@ class SegmentLog:
         self._signal = signal
         self._max_bytes = max_bytes
         self._before_remove = before_remove
+        # Held while the disk works: one append or seal at a time.
+        self._writing = threading.Lock()
+        # Guards what others look at (sizes, sealed segments), and is never held while the disk works: a receiver's loop asks.
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._path = Path()
@@ -91,22 +99,23 @@ class SegmentLog:
             OSError: the disk is full or broken. The segment is cut back to what was there before.
         """
         data = b"".join(frame(payload) for payload in payloads)
-        with self._lock:
+        with self._writing:
             if self._descriptor is None:
                 self._open()
             descriptor = self._descriptor
             assert descriptor is not None
             try:
-                _write_all(descriptor, data)
-                os.fdatasync(descriptor)
+                write_all(descriptor, data)
+                _sync_data(descriptor)
             except OSError:
                 # A half-written request in the middle would hide all that is appended after it.
                 self._cut_back(descriptor)
                 raise
-            if not self._size:
-                self._begun = time.time()
-            self._size += len(data)
-            self._items += items
+            with self._lock:
+                if not self._size:
+                    self._begun = time.time()
+                self._size += len(data)
+                self._items += items
             if then is not None:
                 then(self._path.name)
             if self._size >= self._max_bytes:
@@ -114,7 +123,7 @@ class SegmentLog:
 
     def seal(self) -> None:
         """Closes the open segment, if it holds anything, so that `sealed` shows it."""
-        with self._lock:
+        with self._writing:
             self._seal()
 
     def sealed(self) -> list[Segment]:
@@ -204,23 +213,25 @@ class SegmentLog:
         try:
             os.ftruncate(descriptor, self._size)
             # Or a crash brings back whole requests that their senders were told to send again.
-            os.fdatasync(descriptor)
+            _sync_data(descriptor)
         except OSError:
             # Then nothing may follow here: seal it, recovery and the inserter stop at the torn request.
             log.exception("%s cannot be cut back; a new segment is begun", self._path.name)
             os.close(descriptor)
-            if self._size:
-                self._sealed.append(Segment(self._path, self._signal, self._size, self._items, self._begun))
-            self._descriptor = None
-            self._size = self._items = 0
+            self._end()
 
     def _seal(self) -> None:
         if self._descriptor is None or not self._size:
             return
         os.close(self._descriptor)
-        self._sealed.append(Segment(self._path, self._signal, self._size, self._items, self._begun))
-        self._descriptor = None
-        self._size = self._items = 0
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._size:
+                self._sealed.append(Segment(self._path, self._signal, self._size, self._items, self._begun))
+            self._descriptor = None
+            self._size = self._items = 0
 
 
 def new_run() -> str:
@@ -237,15 +248,16 @@ def _make_folder(folder: Path) -> None:
             _sync_folder(parent)
 
 
+def _sync_data(descriptor: int) -> None:
+    if sys.platform == "darwin":  # which has no fdatasync, and whose fsync leaves it in the drive's cache
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(descriptor)
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

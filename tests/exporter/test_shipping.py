@@ -6,7 +6,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import (
     BatchSpanProcessor,
     SimpleSpanProcessor,
 )
 from tests.helpers.otlp_target import Said, Target, otlp_target
+from tests.helpers.spooling import FLUSH_MS, RESOURCE, Provide, arrived_once, end
 
 from spanloop_exporter.spooling.bounds import read_account, refused_in
 from spanloop_exporter.spooling.exporter import SpanloopLogExporter, SpanloopSpanExporter
@@ -36,58 +35,6 @@ from spanloop_exporter.spooling.shipping import Shipper
 from spanloop_exporter.spooling.spool import Spool
 from spanloop_store.otlp.frames import frames
 from spanloop_store.otlp.signals import Signal
-
-FLUSH_MS = 20_000
-RESOURCE = Resource({"service.name": "agent"})
-
-
-@pytest.fixture
-def target() -> Iterator[Target]:
-    with otlp_target() as running:
-        yield running
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SPANLOOP_SPOOL", str(tmp_path / "spool"))
-    return tmp_path / "spool"
-
-
-Provide = Callable[..., TracerProvider]
-
-
-@pytest.fixture
-def provide(folder: Path, target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[Provide]:
-    """A provider whose spans go to the target; what is sent is sent by flushes alone."""
-    made = []
-
-    def provide(**variables: str) -> TracerProvider:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", target.url)
-        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        provider = TracerProvider(resource=RESOURCE, shutdown_on_exit=False)
-        provider.add_span_processor(SpanloopSpanProcessor())
-        made.append(provider)
-        return provider
-
-    yield provide
-    for provider in made:
-        provider.shutdown()
-
-
-def end(provider: TracerProvider, count: int = 1, size: int = 10) -> list[str]:
-    """Ends spans; gives their ids in hex."""
-    ids = []
-    for _ in range(count):
-        span = provider.get_tracer("test", "1").start_span("chat", attributes={"text": "x" * size})
-        span.end()
-        ids.append(f"{span.get_span_context().span_id:016x}")
-    return ids
-
-
-def arrived_once(target: Target, ids: list[str]) -> bool:
-    return target.spans == dict.fromkeys(ids, 1)
 
 
 def test_a_flush_says_true_when_everything_is_there(provide: Provide, target: Target, folder: Path) -> None:
@@ -235,11 +182,39 @@ def test_pieces_that_arrived_are_not_sent_again_by_the_next_process(
 
     target.judge = judge
     assert not provider.force_flush(FLUSH_MS)
-    (left,) = segments_in(folder)
-    assert len(list(frames(left.path.read_bytes()))) == 4
     assert provider.force_flush(FLUSH_MS)
     assert arrived_once(target, ids)
     assert target.repeats == 0
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["lives", "dies"])
+def test_a_piece_whose_answer_got_lost_is_the_same_piece_again(
+    dies: bool, provide: Provide, target: Target, folder: Path
+) -> None:
+    """Eight spans go as 2 + 2 + 4, since four are too large; of the second piece nobody hears that it arrived."""
+    provider = provide()
+    ids = end(provider, 8, size=1500)
+    fitting = 0
+
+    def judge(body: bytes) -> Said | None:
+        nonlocal fitting
+        if len(body) > 4000:
+            return Said(413)
+        fitting += 1
+        return Said(503, (("Retry-After", "3000"),), taken=True) if fitting == 2 else None
+
+    target.judge = judge
+    assert not provider.force_flush(FLUSH_MS)
+    if dies:
+        provider.shutdown()
+        provider = provide(OTEL_EXPORTER_OTLP_TIMEOUT="9")  # other settings: a pipeline of its own
+        ids += end(provider)
+        provider.shutdown()
+    else:
+        assert provider.force_flush(FLUSH_MS)
+    assert arrived_once(target, ids)
+    assert target.repeats == 1
+    assert segments_in(folder) == []
 
 
 def test_partial_success_is_told_and_counted_and_not_sent_again(

@@ -14,8 +14,9 @@ from tests.helpers.spooling import Agents, away
 
 from spanloop.main import cli
 from spanloop_exporter.spooling.bounds import refused_in
-from spanloop_exporter.spooling.runs import segments_in
+from spanloop_exporter.spooling.runs import segments_in, with_arrived
 from spanloop_store import connect
+from spanloop_store.otlp.frames import frames
 
 
 @pytest.fixture
@@ -67,6 +68,17 @@ def test_what_is_stored_already_is_known_again(agents: Agents, tmp_path: Path) -
     done = take(str(agents.spool), store=store)
     assert "left out 50 spans and log records that were stored before" in done.output
     assert stored(store) == dict.fromkeys(agents.made, 1)
+
+
+def test_of_a_segment_that_went_in_pieces_only_the_rest_is_stored(agents: Agents, tmp_path: Path) -> None:
+    store = f"chdb://{tmp_path}/store"
+    assert agents.run("SIGKILL", away())[0] == -9
+    (file,) = segments_in(agents.spool)
+    first = next(frames(file.path.read_bytes()))
+    file.path.rename(with_arrived(file.path, first.end))
+    assert take(str(agents.spool), store=store).exit_code == 0
+    assert stored(store) == dict.fromkeys(agents.made[1:], 1)
+    assert segments_in(agents.spool) == []
 
 
 def test_a_folder_that_is_no_spool_is_told_of(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Starts processes that end spans and write down which, for tests of what became of them."""
+"""Ends spans, in this process or in others that write down which, for tests of what became of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from tests.helpers.otlp_target import Target
+
+FLUSH_MS = 20_000
+RESOURCE = Resource({"service.name": "agent"})
+Provide = Callable[..., TracerProvider]  # the fixture `provide`; arguments are variables
 SCRIPT = Path(__file__).parents[1] / "exporter" / "agents" / "spans.py"
 LAUNCHER = Path(sys.executable).parent / "opentelemetry-instrument"
 
@@ -64,3 +72,17 @@ def away() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def end(provider: TracerProvider, count: int = 1, size: int = 10) -> list[str]:
+    """Ends spans; gives their ids in hex."""
+    ids = []
+    for _ in range(count):
+        span = provider.get_tracer("test", "1").start_span("chat", attributes={"text": "x" * size})
+        span.end()
+        ids.append(f"{span.get_span_context().span_id:016x}")
+    return ids
+
+
+def arrived_once(target: Target, ids: list[str]) -> bool:
+    return target.spans == dict.fromkeys(ids, 1)

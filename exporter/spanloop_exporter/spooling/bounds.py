@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from spanloop_exporter.files import FileLock, write_private
 from spanloop_exporter.segments import SUFFIX
-from spanloop_exporter.spooling.runs import RunLock, SpoolFile, segments_in
+from spanloop_exporter.spooling.runs import arrived_of, is_live, segments_in
 from spanloop_store.otlp.frames import frames
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ REFUSED: Final = "refused"
 REASON_SUFFIX: Final = ".reason.txt"
 _ACCOUNT: Final = "account.json"
 _LOCK: Final = "account.lock"
+_FOR_EVER_S: Final = 1e10  # three hundred years
 # Reasons of the account.
 FULL: Final = "over SPANLOOP_SPOOL_MAX_BYTES"
 OLD: Final = "over SPANLOOP_SPOOL_MAX_AGE_S"
@@ -39,6 +41,13 @@ class Account:
     dropped: dict[str, int] = field(default_factory=dict)
     refused: int = 0
     last: str = ""  # what happened last, and when
+
+    def add(self, later: Account) -> None:
+        """Takes in what happened since."""
+        for reason, items in later.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + items
+        self.refused += later.refused
+        self.last = later.last or self.last
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,9 @@ class Bookkeeper:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.RLock()
+        # A finalizer may end a span, and so count one, in the middle of any of our own lines: that waits here.
+        self._news: deque[Account] = deque()
+        self._busy = False
         self._unwritten = Account()
         self._said: set[str] = set()
 
@@ -70,41 +82,47 @@ class Bookkeeper:
             items: how many.
             what: the segment, or whatever else held them.
         """
-        with self._lock:
-            counts = self._unwritten.dropped
-            counts[reason] = counts.get(reason, 0) + items
-            self._unwritten.last = f"{_now()}: dropped {items} of {what}: {reason}"
-            if reason not in self._said:
-                self._said.add(reason)
-                log.warning(
-                    "spans are dropped (%d of %s): %s; further ones are only counted, in %s",
-                    items, what, reason, self._folder / _ACCOUNT,
-                )  # fmt: skip
+        self._news.append(Account({reason: items}, last=f"{_now()}: dropped {items} of {what}: {reason}"))
         self.write()
+        if reason not in self._said:
+            self._said.add(reason)
+            # Without the lock: a handler of the agent's log may hold its own, and wait for ours.
+            log.warning(
+                "spans are dropped (%d of %s): %s; further ones are only counted, in %s",
+                items, what, reason, self._folder / _ACCOUNT,
+            )  # fmt: skip
 
     def refused(self, items: int, what: str) -> None:
         """Counts what the target refused for good and the `refused` folder keeps."""
-        with self._lock:
-            self._unwritten.refused += items
-            self._unwritten.last = f"{_now()}: refused {items}: {what}"
+        self._news.append(Account(refused=items, last=f"{_now()}: refused {items}: {what}"))
         self.write()
 
     def write(self) -> None:
         """Writes what is counted, if nobody else is writing."""
-        if not (self._unwritten.dropped or self._unwritten.refused):
-            return
-        with self._lock, contextlib.suppress(OSError), _locked(self._folder) as mine:
-            if not mine:
+        with self._lock:
+            if self._busy:
                 return
-            total = read_account(self._folder)
-            for reason, items in self._unwritten.dropped.items():
-                total.dropped[reason] = total.dropped.get(reason, 0) + items
-            total.refused += self._unwritten.refused
-            total.last = self._unwritten.last or total.last
-            temporary = self._folder / f".{_ACCOUNT}.{os.getpid()}"
-            temporary.write_text(json.dumps(asdict(total), indent=2) + "\n", encoding="utf-8")
-            temporary.replace(self._folder / _ACCOUNT)
-            self._unwritten = Account()
+            self._busy = True
+            try:
+                written = True
+                while written and (self._news or self._unwritten != Account()):
+                    while self._news:
+                        self._unwritten.add(self._news.popleft())
+                    written = self._add_to_file()
+            finally:
+                self._busy = False
+
+    def _add_to_file(self) -> bool:
+        with contextlib.suppress(OSError), _locked(self._folder) as mine:
+            if mine:
+                total = read_account(self._folder)
+                total.add(self._unwritten)
+                temporary = self._folder / f".{_ACCOUNT}.{os.getpid()}"
+                write_private(temporary, (json.dumps(asdict(total), indent=2) + "\n").encode())
+                temporary.replace(self._folder / _ACCOUNT)
+                self._unwritten = Account()
+                return True
+        return False
 
 
 def enforce(
@@ -125,7 +143,7 @@ def enforce(
         sizes = [(file.written, file.size, file.path) for file in files]
         sizes += [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in refused]
         total = sum(size for _, size, _ in sizes)
-        oldest = time.time_ns() - int(max_age_s * 1e9)
+        oldest = time.time_ns() - round(min(max_age_s, _FOR_EVER_S) * 1e9)
         doomed = [
             (path, size, OLD if written < oldest else FULL)
             for written, size, path in sorted(sizes)
@@ -136,7 +154,7 @@ def enforce(
         for path, size, reason in doomed:
             if total <= max_bytes and reason == FULL:
                 break
-            if path in maybe_open and _is_live(folder, maybe_open[path]):
+            if path in maybe_open and is_live(folder, maybe_open[path].run):
                 continue
             if _delete(path, reason, books):
                 total -= size
@@ -161,7 +179,7 @@ def read_account(folder: Path) -> Account:
 def report(folder: Path) -> Report:
     """What lies in a spool now. Nothing is changed; a folder that is not there is an empty spool."""
     files = segments_in(folder)
-    live = {run: _run_is_live(folder, run) for run in {file.run for file in files}}
+    live = {run: is_live(folder, run) for run in {file.run for file in files}}
     refused = refused_in(folder)
     return Report(
         segments=len(files),
@@ -181,25 +199,14 @@ def count_frames(data: bytes) -> tuple[int, int]:
     return items, end
 
 
-def _is_live(folder: Path, file: SpoolFile) -> bool:
-    return _run_is_live(folder, file.run)
-
-
-def _run_is_live(folder: Path, run: str) -> bool:
-    if not (folder / f"run-{run}.lock").exists():
-        return False
-    lock = RunLock.take(folder, run)
-    if lock is None:
-        return True
-    lock.release(finished=False)
-    return False
-
-
 def _delete(path: Path, reason: str, books: Bookkeeper) -> bool:
     try:
-        items, _ = count_frames(path.read_bytes())
+        items, _ = count_frames(path.read_bytes()[arrived_of(path) :])
         path.unlink()
     except FileNotFoundError:
+        return False
+    except OSError as error:  # another user's
+        log.debug("%s stays: %s", path, error)
         return False
     Path(f"{path}{REASON_SUFFIX}").unlink(missing_ok=True)
     books.dropped(reason, items, path.name)
@@ -215,20 +222,16 @@ def _locked(folder: Path) -> Iterator[bool]:
     if getattr(_in_here, "folder", None) == folder:
         yield True  # `enforce` keeps the account too
         return
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    lock = FileLock.take(folder / _LOCK)
+    if lock is None:
+        yield False
+        return
+    _in_here.folder = folder
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        _in_here.folder = folder
-        try:
-            yield True
-        finally:
-            _in_here.folder = None
+        yield True
     finally:
-        os.close(descriptor)
+        _in_here.folder = None
+        lock.release()
 
 
 def _now() -> str:

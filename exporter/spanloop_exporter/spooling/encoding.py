@@ -97,13 +97,13 @@ class SpanEncoder:
             parts.append(b"\x50" + _varint(span.dropped_attributes))
         for event in span.events:
             body = b"\x09" + _FIXED64(event.timestamp & _UINT64) + _text(0x12, event.name)
-            body += _attribute_fields(0x1A, event.attributes) + _count(0x20, event.dropped_attributes)
+            body += attribute_fields(0x1A, event.attributes) + _count(0x20, event.dropped_attributes)
             parts.append(field(0x5A, body))
         parts.append(_count(0x60, span.dropped_events))
         for link in span.links:
             body = b"\x0a\x10" + link.context.trace_id.to_bytes(16, "big")
             body += b"\x12\x08" + link.context.span_id.to_bytes(8, "big")
-            body += _attribute_fields(0x22, link.attributes) + _count(0x28, link.dropped_attributes)
+            body += attribute_fields(0x22, link.attributes) + _count(0x28, link.dropped_attributes)
             parts.append(field(0x6A, body + b"\x35" + _FIXED32(_flags(link.context))))
         parts.append(_count(0x70, span.dropped_links))
         status = _text(0x12, span.status.description) if span.status.description else b""
@@ -116,12 +116,12 @@ class SpanEncoder:
         attributes: Mapping[str, Any] = getattr(span.attributes, "copy", dict)()
         if self._prepare is not None:
             attributes = self._prepare(attributes, span.dropped_attributes)
-        return _attribute_fields(0x4A, attributes)
+        return attribute_fields(0x4A, attributes)
 
 
 def _resource_prefix(resource: Resource) -> bytes:
     """All of a ResourceSpans but its scope_spans; the order of fields in a message is free."""
-    body = field(0x0A, _attribute_fields(0x0A, resource.attributes))
+    body = field(0x0A, attribute_fields(0x0A, resource.attributes))
     return body + (_text(0x1A, resource.schema_url) if resource.schema_url else b"")
 
 
@@ -129,7 +129,7 @@ def _scope_bytes(scope: InstrumentationScope) -> bytes:
     """All of a ScopeSpans but its spans."""
     body = _text(0x0A, scope.name) if scope.name else b""
     body += _text(0x12, scope.version) if scope.version else b""
-    body += _attribute_fields(0x1A, scope.attributes)
+    body += attribute_fields(0x1A, scope.attributes)
     return field(0x0A, body) + (_text(0x1A, scope.schema_url) if scope.schema_url else b"")
 
 
@@ -149,7 +149,7 @@ def _key(key: str) -> bytes:
     return known
 
 
-def _attribute_fields(tag: int, attributes: Mapping[str, Any] | None) -> bytes:
+def attribute_fields(tag: int, attributes: Mapping[str, Any] | None) -> bytes:
     """Repeated KeyValue fields."""
     if not attributes:
         return b""
@@ -198,7 +198,7 @@ def _value(value: Any) -> bytes:
     if isinstance(value, Sequence):
         return field(0x2A, b"".join(field(0x0A, _value(item)) for item in value))
     if isinstance(value, Mapping):
-        return field(0x32, _attribute_fields(0x0A, {str(key): item for key, item in value.items()}))
+        return field(0x32, attribute_fields(0x0A, {str(key): item for key, item in value.items()}))
     raise TypeError(f"no OTLP value is made of a {type(value).__name__}")
 
 

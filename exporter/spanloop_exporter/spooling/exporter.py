@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from opentelemetry.sdk._logs import ReadableLogRecord
@@ -16,7 +18,6 @@ from spanloop_exporter import limits
 from spanloop_exporter.spooling.encoding import SpanEncoder
 from spanloop_exporter.spooling.pipeline import Pipeline, get_pipeline
 from spanloop_exporter.spooling.settings import Settings, read_settings
-from spanloop_exporter.stamps import stamps
 from spanloop_store.otlp.signals import Signal
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,8 @@ class SpanloopSpanExporter(SpanExporter):
     def __init__(self, *, settings: Settings | None = None) -> None:
         self._settings = settings or read_settings()
         self._pipeline = get_pipeline(self._settings)
-        self._encoder = SpanEncoder(_Preparation(os.environ))
+        self._encoder = SpanEncoder(limits.Preparation(os.environ))
         self._endpoint = _target_of(self._settings, Signal.TRACES)  # where OTLP's exporters keep theirs
-        self._shut_down = False
-        self._said = False
 
     @property
     def pipeline(self) -> Pipeline:
@@ -46,24 +45,19 @@ class SpanloopSpanExporter(SpanExporter):
         return self._pipeline
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """On return they are in the spool. FAILURE: the exporter is shut down, or one of them could not be encoded."""
-        if self._shut_down:
-            return SpanExportResult.FAILURE
-        whole = True
-        payloads = []
-        for span in spans:
-            try:
-                payloads.append(self._encoder.encode(span))
-            except Exception:  # one span that cannot be encoded must harm neither the others nor the agent
-                whole = False
-                if not self._said:
-                    self._said = True
-                    log.exception(
-                        "span %r is lost: it cannot be encoded; further ones are not logged", span.name
-                    )
-        if payloads:
-            self._pipeline.write(Signal.TRACES, payloads)
-        return SpanExportResult.SUCCESS if whole else SpanExportResult.FAILURE
+        """On return they are in the spool, after a shutdown too. FAILURE: one of them could not be encoded or kept."""
+        payloads = [payload for span in spans if (payload := self._encoded(span)) is not None]
+        written = _written(self._pipeline, Signal.TRACES, payloads)
+        return (
+            SpanExportResult.SUCCESS if written and len(payloads) == len(spans) else SpanExportResult.FAILURE
+        )
+
+    def _encoded(self, span: ReadableSpan) -> bytes | None:
+        try:
+            return self._encoder.encode(span)
+        except Exception:  # one span that cannot be encoded must harm neither the others nor the agent
+            _say_once("span %r is lost: it cannot be encoded", span.name)
+            return None
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Whether the target has everything that was exported before; False: some of it is only in the spool."""
@@ -71,9 +65,7 @@ class SpanloopSpanExporter(SpanExporter):
 
     def shutdown(self) -> None:
         """Sends for a short while; the rest stays in the spool for the next process."""
-        if not self._shut_down:
-            self._shut_down = True
-            self._pipeline.shutdown()
+        self._pipeline.shutdown()
 
 
 class SpanloopLogExporter(LogRecordExporter):
@@ -83,17 +75,13 @@ class SpanloopLogExporter(LogRecordExporter):
         self._settings = settings or read_settings()
         self._pipeline = get_pipeline(self._settings)
         self._endpoint = _target_of(self._settings, Signal.LOGS)
-        self._shut_down = False
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
-        """On return they are in the spool. FAILURE: the exporter is shut down."""
-        # Protobuf is imported with the first record: most agents never write one.
-        from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
-
-        if self._shut_down:
-            return LogRecordExportResult.FAILURE
-        self._pipeline.write(Signal.LOGS, [encode_logs([record]).SerializeToString() for record in batch])
-        return LogRecordExportResult.SUCCESS
+        """On return they are in the spool, after a shutdown too. FAILURE: one of them could not be encoded or kept."""
+        payloads = [payload for record in batch if (payload := _encoded_record(record)) is not None]
+        written = _written(self._pipeline, Signal.LOGS, payloads)
+        whole = written and len(payloads) == len(batch)
+        return LogRecordExportResult.SUCCESS if whole else LogRecordExportResult.FAILURE
 
     def force_flush(self, timeout_millis: int = 10000) -> bool:
         """Whether the target has everything that was exported before."""
@@ -101,39 +89,70 @@ class SpanloopLogExporter(LogRecordExporter):
 
     def shutdown(self) -> None:
         """Sends for a short while; the rest stays in the spool for the next process."""
-        if not self._shut_down:
-            self._shut_down = True
-            self._pipeline.shutdown()
+        self._pipeline.shutdown()
+
+
+def _encoded_record(record: ReadableLogRecord) -> bytes | None:
+    # Protobuf is imported with the first record: most agents never write one.
+    from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+
+    try:
+        try:
+            return encode_logs([record]).SerializeToString()
+        except Exception:  # upstream's encoder takes no lone surrogate, for one
+            inner = copy.copy(record.log_record)
+            inner.body = _sendable(inner.body)
+            inner.attributes = _sendable(inner.attributes or {})
+            return encode_logs([replace(record, log_record=inner)]).SerializeToString()
+    except Exception:  # as with spans
+        _say_once("a log record of %r is lost: it cannot be encoded", record.instrumentation_scope)
+        return None
+
+
+def _sendable(value: Any) -> Any:
+    """A value in what OTLP can carry; what it cannot is written as text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if value is None or isinstance(value, bool | float | bytes):
+        return value
+    if isinstance(value, int):
+        return value if -(1 << 63) <= value < 1 << 63 else str(value)
+    if isinstance(value, Mapping):
+        return {_sendable(str(key)): _sendable(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_sendable(item) for item in value]
+    return _sendable(repr(value))
+
+
+def _written(pipeline: Pipeline, signal: Signal, payloads: Sequence[bytes]) -> bool:
+    try:
+        if payloads:
+            pipeline.write(signal, payloads)
+    except Exception:  # what comes up here would come up in the agent
+        _say_once("%d of the agent's %s are lost: they could be kept nowhere", len(payloads), signal.value)
+        return False
+    return True
+
+
+_said: set[str] = set()
+
+
+def _say_once(message: str, *arguments: object) -> None:
+    """Logs the exception that is being handled, if it is the first of its kind."""
+    if message not in _said:
+        _said.add(message)
+        log.exception(f"{message}; further ones are not logged", *arguments)
 
 
 def _target_of(settings: Settings, signal: Signal) -> str:
     if settings.store:
+        from spanloop_store.errors import StoreUrlError
         from spanloop_store.url import StoreUrl
 
-        return StoreUrl.parse(settings.store).redacted()
+        try:
+            return StoreUrl.parse(settings.store).redacted()
+        except StoreUrlError as error:
+            # An agent runs on without its store; the spool keeps what it says until the URL is set right.
+            log.warning("SPANLOOP_STORE: %s; %s", error.message, error.hint)
+            return ""
     return dict(settings.endpoints)[signal].url
-
-
-class _Preparation:
-    """Stamps, cuts and marks, as the environment asks for them.
-
-    Args:
-        environ: read once.
-    """
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._stamps = stamps(environ)
-        self._max_bytes = _positive(environ.get(limits.VARIABLE, "")) or limits.DEFAULT_MAX_BYTES
-        self._sdk_length = _positive(environ.get("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "")) or _positive(
-            environ.get("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "")
-        )
-
-    def __call__(self, attributes: Mapping[str, Any], dropped: int) -> Mapping[str, Any]:
-        stamped = {**self._stamps, **attributes} if self._stamps else attributes
-        kept, keys = limits.cut(stamped, self._max_bytes)
-        return limits.mark(kept, keys, dropped=dropped, sdk_length=self._sdk_length)
-
-
-def _positive(text: str) -> int | None:
-    text = text.strip()
-    return int(text) if text.isdecimal() and int(text) else None

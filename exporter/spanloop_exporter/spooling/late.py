@@ -11,7 +11,7 @@ from typing import Any, Final
 _PATIENCE_S: Final = 2.0
 
 _lock = threading.RLock()
-_forking = False
+_forking = threading.local()
 
 
 def late(module: str) -> Any:
@@ -25,12 +25,11 @@ def late(module: str) -> Any:
 
 
 def _before_fork() -> None:
-    global _forking
-    _forking = _lock.acquire(timeout=_PATIENCE_S)
+    _forking.waited = _lock.acquire(timeout=_PATIENCE_S)
 
 
 def _after_fork_in_parent() -> None:
-    if _forking:
+    if _forking.waited:
         _lock.release()
 
 

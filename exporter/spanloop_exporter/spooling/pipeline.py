@@ -30,6 +30,14 @@ _pipelines: dict[Settings, Pipeline] = {}
 _making = threading.RLock()
 
 
+def _after_fork_in_child() -> None:
+    global _making
+    _making = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def get_pipeline(settings: Settings | None = None) -> Pipeline:
     """The pipeline of these settings; exporters of spans and of log records share one.
 
@@ -66,6 +74,8 @@ class Pipeline:
 
         self.shipper = Shipper(self.spool, self.memory, make_target, settings.delay_s)
         self._told = False
+        self._tried = False  # to send everything at the end, since something was written last
+        self._process = os.getpid()
         reinitialise = weakref.WeakMethod(self._after_fork_in_child)
 
         def after_in_child() -> None:
@@ -79,6 +89,8 @@ class Pipeline:
 
         Where no disk takes them, they wait in memory.
         """
+        self._notice_fork()
+        self._tried = False
         full = False
         if self.spool is None:
             self._remember(signal, payloads)
@@ -90,16 +102,26 @@ class Pipeline:
         """Starts to send what dead processes left, if they left anything; else nothing is started."""
         try:
             if self.spool is not None and runs_in(self.spool.folder):
+                self._tried = False
                 self.shipper.wake()
         except OSError as error:
             log.debug("the spool cannot be looked through: %s", error)
 
     def flush(self, timeout_s: float, signal: Signal) -> bool:
         """Whether the target has, within this time, everything of a signal that was written before the call."""
+        self._notice_fork()
         return self.shipper.flush(timeout_s, signal)
 
     def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
-        """A short flush; what does not arrive in time stays in the spool for the next process."""
+        """A short flush; what does not arrive in time stays in the spool for the next process.
+
+        Tried once, however many exporters share the pipeline: a target that hangs is not waited for again. What is written
+        later goes into the spool all the same.
+        """
+        self._notice_fork()
+        if self._tried:
+            return
+        self._tried = True
         give_up = time.monotonic() + timeout_s
         self.shipper.flush(timeout_s, leftovers=True)
         left = 0 if self.spool is None else self.spool.pending
@@ -138,7 +160,15 @@ class Pipeline:
             self._told = True
             log.warning("spans are dropped: %s", bounds.MEMORY)
 
+    def _notice_fork(self) -> None:
+        # Servers that embed Python fork without telling it, unless they are set up to.
+        if self._process != os.getpid():
+            self._after_fork_in_child()
+
     def _after_fork_in_child(self) -> None:
+        if self._process == os.getpid():
+            return
+        self._process = os.getpid()
         if self.spool is not None:
             self.spool.after_fork_in_child()
         self.memory.clear()

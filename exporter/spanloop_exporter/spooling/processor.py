@@ -53,6 +53,10 @@ class SpanloopLogProcessor(SimpleLogRecordProcessor):
         self.exporter = exporter or SpanloopLogExporter()
         super().__init__(self.exporter)
 
+    def shutdown(self) -> None:
+        """Shuts the exporter down, and still takes what is emitted later: the spool keeps it."""
+        self.exporter.shutdown()
+
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Whether the target has every record that was emitted before the call."""
         return self.exporter.force_flush(timeout_millis)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from spanloop_exporter.files import FileLock
 from spanloop_exporter.segments import SUFFIX
 from spanloop_store.otlp.signals import Signal
 
-_SEGMENT: Final = re.compile(r"(traces|logs)-([0-9a-f]+-[0-9a-f]+)-(\d{8,})" + re.escape(SUFFIX))
+_SEGMENT: Final = re.compile(
+    r"(traces|logs)-([0-9a-f]+-[0-9a-f]+)-(\d{8,})(?:\.from-(\d+))?" + re.escape(SUFFIX)
+)
 _LOCK: Final = re.compile(r"run-([0-9a-f]+-[0-9a-f]+)\.lock")
 
 
@@ -29,57 +32,27 @@ class SpoolFile:
     written: int  # when it was last written to, nanoseconds since 1970
 
 
-class RunLock:
-    """Proof that this process owns a run. Do not make it: `RunLock.take`."""
+def take_run(folder: Path, run: str) -> FileLock | None:
+    """The lock of a run; None where another process holds it, or has just done away with the run.
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
-        self._descriptor = descriptor
+    Raises:
+        OSError: the folder cannot be written to, or its file system has no locks.
+    """
+    return FileLock.take(folder / f"run-{run}.lock")
 
-    @classmethod
-    def take(cls, folder: Path, run: str) -> RunLock | None:
-        """The lock of a run; None where another process holds it, or has just done away with the run.
 
-        flock, and not a pid in a file: a pid may belong to another program by now, or to another container.
-
-        Raises:
-            OSError: the folder cannot be written to, or its file system has no locks.
-        """
-        path = folder / f"run-{run}.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:
-                return cls(path, descriptor)
-        except BlockingIOError:
-            pass
-        except OSError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-        return None
-
-    def in_place(self) -> bool:
-        """Whether its file is still the one that others see; not so when somebody emptied the folder."""
-        try:
-            seen = self._path.stat()
-        except FileNotFoundError:
-            return False
-        return seen.st_ino == os.fstat(self._descriptor).st_ino
-
-    def release(self, *, finished: bool) -> None:
-        """Lets go.
-
-        Args:
-            finished: the run has no segments any more, and its lock file goes too.
-        """
-        if finished:
-            self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-
-    def abandon(self) -> None:
-        """For a forked child: closes its copy. The lock stays the parent's, since both share one open file."""
-        os.close(self._descriptor)
+def is_live(folder: Path, run: str) -> bool:
+    """Whether a process that runs owns it. One of another user's, whose lock we may not touch, counts as one that does."""
+    if not (folder / f"run-{run}.lock").exists():
+        return False
+    try:
+        lock = take_run(folder, run)
+    except PermissionError:
+        return True
+    if lock is None:
+        return True
+    lock.release()
+    return False
 
 
 def segments_in(folder: Path) -> list[SpoolFile]:
@@ -88,9 +61,11 @@ def segments_in(folder: Path) -> list[SpoolFile]:
     for entry in _scan(folder):
         if match := _SEGMENT.fullmatch(entry.name):
             try:
-                status = entry.stat()
+                status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue  # shipped meanwhile
+            if not stat.S_ISREG(status.st_mode):
+                continue  # nothing that we wrote
             found.append(
                 SpoolFile(
                     path=folder / entry.name,
@@ -113,6 +88,18 @@ def runs_in(folder: Path) -> list[str]:
         elif match := _LOCK.fullmatch(entry.name):
             found.add(match[1])
     return sorted(found, key=_age)
+
+
+def arrived_of(path: Path) -> int:
+    """How many bytes at a segment's beginning the target has already; its name says so."""
+    match = _SEGMENT.fullmatch(path.name)
+    return int(match[4] or 0) if match else 0
+
+
+def with_arrived(path: Path, size: int) -> Path:
+    """The name of a segment of which so many bytes have arrived."""
+    match = _SEGMENT.fullmatch(path.name)
+    return path.with_name(f"{match[1]}-{match[2]}-{match[3]}.from-{size}{SUFFIX}") if match else path
 
 
 def _age(run: str) -> tuple[int, str]:

@@ -19,6 +19,7 @@ DEFAULT_MAX_AGE_S: Final = 7 * 24 * 3600.0
 # The SDK's own default is localhost, which some systems resolve to ::1 first, where no collector of ours listens.
 DEFAULT_ENDPOINT: Final = "http://127.0.0.1:4318"
 _DEFAULT_TIMEOUT_S: Final = 10.0
+_MAX_TIMEOUT_S: Final = 3600.0  # some systems take no number of seconds that is too large
 _DEFAULT_DELAY_MS: Final = 1000.0
 # A ClickHouse server makes a part of each insert, and merges them all: an agent each second would be too many.
 _LEAST_DELAY_TO_A_STORE_S: Final = 5.0
@@ -91,6 +92,13 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+def without_user(url: str) -> str:
+    """`url` for messages, without user and password; as it is where it is no URL."""
+    before, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{before}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
 def _folder(environ: Mapping[str, str]) -> Path | None:
     try:
         return Path(environ.get("SPANLOOP_SPOOL") or DEFAULT_FOLDER).expanduser().absolute()
@@ -116,7 +124,7 @@ def _endpoint(environ: Mapping[str, str], signal: Signal) -> Endpoint:
         url=environ.get(f"OTEL_EXPORTER_OTLP_{signal.value.upper()}_ENDPOINT", "").strip()
         or f"{base.rstrip('/')}/v1/{signal.value}",
         headers=_headers(said("HEADERS")),
-        timeout_s=_number(environ, names, _DEFAULT_TIMEOUT_S),
+        timeout_s=min(_number(environ, names, _DEFAULT_TIMEOUT_S), _MAX_TIMEOUT_S),
         compression=compression,
         certificate=said("CERTIFICATE"),
         client_certificate=said("CLIENT_CERTIFICATE"),

@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from spanloop_exporter.segments import Segment
@@ -17,6 +16,7 @@ from spanloop_exporter.spooling.batches import Answer, Batch, Outcome, Target
 from spanloop_exporter.spooling.bounds import count_frames
 from spanloop_exporter.spooling.late import late
 from spanloop_exporter.spooling.memory import MemoryQueue
+from spanloop_exporter.spooling.runs import arrived_of
 from spanloop_exporter.spooling.spool import Spool
 from spanloop_store.otlp.frames import frames
 from spanloop_store.otlp.signals import Signal
@@ -90,7 +90,9 @@ class Shipper:
         if not self._told or full:
             self._told = True
             self._inbox.put(_FULL if full else _SPANS)
-            self._start()
+            # Not waited for: whoever stops it meanwhile waits for it, and it may be what ends this span.
+            if not self._start(wait=False):
+                self._told = False
 
     def flush(self, timeout_s: float, signal: Signal | None = None, *, leftovers: bool = False) -> bool:
         """Sends what is there now, and says the truth about it.
@@ -110,7 +112,7 @@ class Shipper:
             return True
         question = _Flush(time.monotonic() + timeout_s, signal, leftovers=leftovers)
         self._inbox.put(question)
-        if self._start():
+        if self._start(wait=True):
             question.done.wait(timeout_s)
         return question.delivered
 
@@ -135,20 +137,29 @@ class Shipper:
     def _pending(self) -> int:
         return len(self._memory) + (self._spool.pending if self._spool is not None else 0)
 
-    def _start(self) -> bool:
-        with self._starting:
-            if self._thread is not None:
-                return True
-            thread = threading.Thread(target=self._run, name="spanloop-shipper", daemon=True)
-            self._thread = thread
-            try:
-                thread.start()
-            except RuntimeError as error:
-                # The interpreter is on its way out: the spool keeps everything for the next process.
-                log.debug("the shipper cannot start: %s", error)
-                self._thread = None
-                return False
-            return True
+    def _start(self, *, wait: bool) -> bool:
+        """Whether the thread runs now. False: it cannot, or somebody starts or stops it and `wait` is False."""
+        if not self._starting.acquire(blocking=wait):
+            return False
+        failed: RuntimeError | None = None
+        try:
+            if self._thread is None:
+                # Made anew beside its thread: what a library like gevent replaces meanwhile, it replaces in both, and
+                # a queue of the one kind would stop all threads of the other.
+                inbox: queue.SimpleQueue[str | _Flush] = queue.SimpleQueue()
+                while not self._inbox.empty():
+                    inbox.put(self._inbox.get_nowait())
+                self._inbox = inbox
+                self._thread = threading.Thread(target=self._run, name="spanloop-shipper", daemon=True)
+                self._thread.start()
+        except RuntimeError as error:
+            self._thread, failed = None, error
+        finally:
+            self._starting.release()
+        if failed is not None:
+            # No threads left, or the interpreter is on its way out: the spool keeps everything.
+            log.debug("the shipper cannot start: %s", failed)
+        return failed is None
 
     def _run(self) -> None:
         # Our own requests are no business of the agent's instrumentors.
@@ -247,9 +258,16 @@ class Shipper:
             again = not segment.items or segment.name in self._tried
             whole = Batch(segment.name, segment.signal, data, segment.path, segment.items, again)
             self._tried.add(segment.name)
-            if not self._send(whole, partial(spool.keep_rest, segment)):
+
+            def shorten(arrived: int) -> None:
+                nonlocal segment
+                segment = spool.shorten(segment, arrived)
+
+            delivered = self._send(whole, arrived_of(segment.path), shorten)
+            spool.rest()
+            if not delivered:
                 return False
-            self._tried.discard(segment.name)
+            self._tried.discard(whole.name)
             spool.remove(segment)
         return True
 
@@ -257,35 +275,35 @@ class Shipper:
         while (batch := self._memory.batch(signal)) is not None:
             if question is not None and time.monotonic() >= question.deadline:
                 return False
-            if not self._send(batch, None):
+            if not self._send(batch, 0, None):
                 return False
             self._memory.remove(batch)
         return True
 
-    def _send(self, batch: Batch, keep_rest: Callable[[bytes], None] | None) -> bool:
+    def _send(self, batch: Batch, arrived: int, shorten: Callable[[int], None] | None) -> bool:
         """One batch, halved as often as the target asks for it; returns whether nothing of it is left to send.
 
         Args:
             batch: what to send.
-            keep_rest: writes down what is left of it after a part has arrived; None: nothing is written down.
+            arrived: bytes at its beginning that the target has. What they were part of was too large, so where the pieces
+                begin depends on the batch alone, and one whose answer got lost is the same bytes when it comes again.
+            shorten: notes how many bytes have arrived; None: nothing is noted.
         """
-        waiting = [batch.data]
+        start, waiting = 0, [batch.data]
         while waiting:
             data = waiting[0]
+            end = start + len(data)
+            if end <= arrived:
+                del waiting[0]
+                start = end
+                continue
+            if start < arrived:
+                waiting[:1] = halves(data)
+                continue
             whole = data is batch.data
-            name = (
-                batch.name
-                if whole
-                else f"{batch.name}.{len(batch.data) - sum(map(len, waiting))}-{len(data)}"
-            )
-            part = Batch(
-                name,
-                batch.signal,
-                data,
-                batch.path if whole else None,
-                batch.items if whole else 0,
-                batch.again,
-            )
+            name = batch.name if whole else f"{batch.name}.{start}-{len(data)}"
+            path, items = (batch.path, batch.items) if whole else (None, 0)
+            part = Batch(name, batch.signal, data, path, items, batch.again)
             answer = self._target(batch.signal).send(part)
             if answer.outcome is Outcome.LATER:
                 self._wait_for(batch.signal, answer)
@@ -295,9 +313,10 @@ class Shipper:
                 waiting[:1] = halves(data)
                 continue
             del waiting[0]
+            start = end
             self._take_note(part, answer)
-            if waiting and keep_rest is not None:
-                keep_rest(b"".join(waiting))
+            if waiting and shorten is not None:
+                shorten(end)
         return True
 
     def _target(self, signal: Signal) -> Target:

@@ -16,14 +16,16 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from spanloop_exporter.files import FileLock, OpenFile, leave_locks_to_parent, write_all, write_private
 from spanloop_exporter.segments import SUFFIX, Segment, new_run
 from spanloop_exporter.spooling import bounds
 from spanloop_exporter.spooling.bounds import Bookkeeper, count_frames
-from spanloop_exporter.spooling.runs import RunLock, runs_in, segments_in
+from spanloop_exporter.spooling.runs import arrived_of, runs_in, segments_in, take_run, with_arrived
 from spanloop_store.otlp.frames import frame
 from spanloop_store.otlp.signals import Signal
 
@@ -42,9 +44,8 @@ Overflow = Callable[[Signal, Sequence[bytes], OSError], None]
 class _Open:
     """The segment that a signal's requests are appended to."""
 
-    descriptor: int
-    path: Path
-    size: int = 0
+    file: OpenFile
+    size: int = 0  # of whole requests
     items: int = 0
 
 
@@ -55,7 +56,7 @@ class Spool:
         folder: shared by all processes of this user; made, for this user alone, when the first span comes.
         max_bytes: of all segments together, refused ones included; the oldest are dropped beyond it.
         max_age_s: segments that were written to longer ago are dropped.
-        overflow: gets what cannot be written. It is called by `append`, at once.
+        overflow: gets what cannot be written, before the `append` of it returns.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int, max_age_s: float, overflow: Overflow) -> None:
@@ -75,11 +76,16 @@ class Spool:
         self._waiting: deque[tuple[Signal, Sequence[bytes]]] = deque()
         self._run = ""
         self._count = 0
-        self._run_lock: RunLock | None = None
+        self._run_lock: FileLock | None = None
         self._open: dict[Signal, _Open] = {}
         self._sealed: list[Segment] = []
-        self._adopted: dict[str, tuple[RunLock, list[Segment]]] = {}
+        self._adopted: dict[str, tuple[FileLock, list[Segment]]] = {}
         self._sending: Path | None = None
+        self._undeletable: set[Path] = set()
+        self._said: set[str] = set()
+        # What may call the agent's own code, a handler of its log above all. That may hold a lock and wait for ours, so it
+        # is done when ours is free.
+        self._afterwards: list[Callable[[], None]] = []
 
     def append(self, signal: Signal, payloads: Sequence[bytes]) -> bool:
         """Writes requests, each of one span or log record; on return they survive this process.
@@ -88,15 +94,13 @@ class Spool:
             Whether a segment is full now, and should be sent soon.
         """
         sealed = len(self._sealed)
-        with self._lock:
-            self._waiting.append((signal, payloads))
-            with self._alone():
-                pass
-            return len(self._sealed) > sealed
+        with self._alone((signal, payloads)):
+            pass
+        return len(self._sealed) > sealed
 
     def seal(self, signal: Signal) -> None:
         """Ends the open segment, if there is one, so that it can be sent."""
-        with self._lock, self._alone() as alone:
+        with self._alone() as alone:
             if alone:
                 self._seal(signal)
 
@@ -128,23 +132,33 @@ class Spool:
         for run in runs_in(self.folder):
             if run == self._run or run in self._adopted:
                 continue
-            lock = RunLock.take(self.folder, run)
-            if lock is None:
-                continue
+            try:
+                self._adopt_run(run)
+            except OSError as error:
+                # Another user's, in a folder that we share: neither the others nor the bounds wait for it.
+                if "left" not in self._said:
+                    self._said.add("left")
+                    log.warning("spans that a process left stay in %s: %s", self.folder, error)
+
+    def _adopt_run(self, run: str) -> None:
+        lock = take_run(self.folder, run)
+        if lock is None:
+            return
+        segments: list[Segment] = []
+        try:
             # Listed only now: the one who had the lock before may have shipped them.
-            left = [
-                self._take_over(file.path, file.signal)
-                for file in segments_in(self.folder)
-                if file.run == run
-            ]
-            segments = [segment for segment in left if segment is not None]
-            if segments:
-                self._adopted[run] = (lock, segments)
-                log.info(
-                    "%d segments of a process that is gone will be sent, from %s", len(segments), self.folder
-                )
-            else:
-                lock.release(finished=True)
+            for file in segments_in(self.folder):
+                if file.run == run and file.path not in self._undeletable:
+                    segment = self._take_over(file.path, file.signal)
+                    segments += [segment] if segment is not None else []
+        except OSError:
+            lock.release()
+            raise
+        if not segments:
+            lock.release(delete=True)
+            return
+        self._adopted[run] = (lock, segments)
+        log.info("%d segments of a process that is gone will be sent, from %s", len(segments), self.folder)
 
     def read(self, segment: Segment) -> bytes | None:
         """A segment's bytes; None where somebody dropped or deleted it meanwhile."""
@@ -154,25 +168,40 @@ class Spool:
         except FileNotFoundError:
             return None
 
+    def rest(self) -> None:
+        """Nothing is being sent any more: what was read last may be dropped like any other."""
+        self._sending = None
+
     def remove(self, segment: Segment) -> None:
         """Deletes a segment that has arrived, or is gone."""
-        with contextlib.suppress(FileNotFoundError):
-            segment.path.unlink()
-        self._forget(segment)
-
-    def keep_rest(self, segment: Segment, rest: bytes) -> None:
-        """Of a segment that is sent in pieces: what has not arrived yet becomes its content, all or nothing.
-
-        On a full disk it stays as it was: then pieces may be sent twice, and the collector knows them by their bytes.
-        """
-        temporary = segment.path.with_name(f".{segment.path.name}.rest")
         try:
-            with _private(temporary) as descriptor:
-                _write_all(descriptor, rest)
-            temporary.replace(segment.path)
+            segment.path.unlink()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # A folder that became read-only. This process remembers, or it would send it for ever.
+            self._undeletable.add(segment.path)
+            if "undeletable" not in self._said:
+                self._said.add("undeletable")
+                log.warning("%s has arrived and cannot be deleted: %s", segment.path, error)
+        self._replace(segment, None)
+
+    def shorten(self, segment: Segment, arrived: int) -> Segment:
+        """Notes in a segment's name that the target has its first bytes; gives the segment with its new name.
+
+        The bytes stay: they say where the pieces begin in which the rest is sent, so that an attempt by whichever
+        process sends the same ones. Where it cannot be renamed, pieces are sent twice, and the collector knows them.
+        """
+        path = with_arrived(segment.path, arrived)
+        try:
+            segment.path.rename(path)
         except OSError as error:
             log.info("%s stays whole: %s", segment.name, error)
-            temporary.unlink(missing_ok=True)
+            return segment
+        shorter = replace(segment, path=path)
+        self._sending = path
+        self._replace(segment, shorter)
+        return shorter
 
     def refuse(self, name: str, data: bytes, reason: str) -> None:
         """Puts requests that the target refuses for good aside, with the reason, in the `refused` folder.
@@ -189,10 +218,8 @@ class Spool:
         name = name.replace(SUFFIX, "") + SUFFIX
         folder = self.folder / bounds.REFUSED
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _private(folder / name) as descriptor:
-            _write_all(descriptor, data)
-        with _private(folder / f"{name}{bounds.REASON_SUFFIX}") as descriptor:
-            _write_all(descriptor, f"{reason}\n".encode())
+        write_private(folder / name, data)
+        write_private(folder / f"{name}{bounds.REASON_SUFFIX}", f"{reason}\n".encode())
         self.books.refused(items, f"{name}: {reason}")
 
     def enforce_bounds(self) -> None:
@@ -210,94 +237,106 @@ class Spool:
 
         Call it when nothing is being sent.
         """
-        with self._lock, self._alone() as alone:
+        with self._alone() as alone:
             if not alone:
                 return
             for signal in list(self._open):
                 self._seal(signal)
             for lock, segments in self._adopted.values():
-                lock.release(finished=not segments)
+                lock.release(delete=not segments)
             self._adopted = {}
             self.books.write()
             if self._run_lock is not None:
-                self._run_lock.release(finished=not self._sealed)
-            self._run_lock, self._sealed = None, []
+                self._run_lock.release(delete=not self._sealed)
+            self._run, self._run_lock, self._sealed = "", None, []
 
     def after_fork_in_child(self) -> None:
         """The child begins a run of its own with its first span; the parent's files and locks stay the parent's."""
         for each in self._open.values():
-            os.close(each.descriptor)
-        for lock, _ in self._adopted.values():
-            lock.abandon()
-        if self._run_lock is not None:
-            self._run_lock.abandon()
+            each.file.close()
+        leave_locks_to_parent()
         self.books = Bookkeeper(self.folder)
         self._reset()
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Whether nobody is at work here, not even this thread further up; writes what waits before it leaves."""
-        if self._busy:
-            yield False
-            return
-        self._busy = True
-        try:
-            yield True
-        finally:
+    def _alone(self, *new: tuple[Signal, Sequence[bytes]]) -> Iterator[bool]:
+        """Whether nobody is at work here, not even this thread further up; writes what waits before it leaves.
+
+        Args:
+            new: what to write besides.
+        """
+        with self._lock:
+            self._waiting.extend(new)
+            if self._busy:
+                yield False
+                return
+            self._busy = True
             try:
-                while self._waiting:
-                    self._write(*self._waiting.popleft())
+                yield True
             finally:
-                self._busy = False
+                try:
+                    while self._waiting:
+                        self._write(*self._waiting.popleft())
+                finally:
+                    self._busy = False
+                    afterwards, self._afterwards = self._afterwards, []
+        for todo in afterwards:
+            todo()
 
     def _write(self, signal: Signal, payloads: Sequence[bytes]) -> None:
         data = b"".join(map(frame, payloads))
         try:
             target = self._opened(signal)
             try:
-                _write_all(target.descriptor, data)
-            except OSError:
+                write_all(target.file.number, data)
+            except BaseException:  # a signal's handler may raise in here
                 self._cut_back(signal, target)
                 raise
         except OSError as error:
-            self._overflow(signal, payloads, error)
+            self._afterwards.append(partial(self._overflow, signal, payloads, error))
             return
         target.size += len(data)
         target.items += len(payloads)
         if target.size >= self._segment_bytes:
             self._seal(signal)
-            # What cannot be looked after now is looked after with the next segment.
-            with contextlib.suppress(OSError):
-                self.enforce_bounds()
+            self._afterwards.append(self._tidy)
+
+    def _tidy(self) -> None:
+        # What cannot be looked after now is looked after with the next segment.
+        with contextlib.suppress(OSError):
+            self.enforce_bounds()
 
     def _opened(self, signal: Signal) -> _Open:
         known = self._open.get(signal)
-        if known is not None:
-            if os.fstat(known.descriptor).st_nlink:
-                return known
+        links = known.file.links() if known is not None else None
+        if known is not None and links:
+            return known
+        if known is not None and links is None:
+            self._seal(signal)  # somebody closed all that was open; what is in the file is whole
+        elif known is not None:
             # Somebody emptied the folder under us: what is written to this file from now on, nobody would ever see.
             del self._open[signal]
-            os.close(known.descriptor)
-            self._own_a_run()
-            self.books.dropped(bounds.DELETED, known.items, known.path.name)
+            known.file.close()
+            gone = partial(self.books.dropped, bounds.DELETED, known.items, known.file.path.name)
+            self._afterwards.append(gone)
         self._own_a_run()
         self._count += 1
         path = self.folder / f"{signal.value}-{self._run}-{self._count:08d}{SUFFIX}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        self._open[signal] = _Open(descriptor, path)
+        file = OpenFile(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
+        self._open[signal] = _Open(file)
         return self._open[signal]
 
     def _own_a_run(self) -> None:
         if self._run_lock is not None:
             if self._run_lock.in_place():
                 return
-            self._run_lock.release(finished=False)
+            self._run_lock.release()
             self._run_lock = None
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for _ in range(_ATTEMPTS_AT_A_NEW_RUN):
             self._run = new_run()
             # None: somebody who clears up took the fresh lock for a dead process's.
-            self._run_lock = RunLock.take(self.folder, self._run)
+            self._run_lock = take_run(self.folder, self._run)
             if self._run_lock is not None:
                 return
         raise OSError(f"{self.folder}: no lock can be had")
@@ -305,7 +344,7 @@ class Spool:
     def _cut_back(self, signal: Signal, target: _Open) -> None:
         """Takes half a request away again: it would hide all that is written after it."""
         try:
-            os.ftruncate(target.descriptor, target.size)
+            os.ftruncate(target.file.number, target.size)
         except OSError:
             # Readers stop at the torn request, so nothing may follow it.
             self._seal(signal)
@@ -314,50 +353,48 @@ class Spool:
         ended = self._open.pop(signal, None)
         if ended is None:
             return
-        os.close(ended.descriptor)
+        ended.file.close()
         if ended.size:
-            self._sealed.append(Segment(ended.path, signal, ended.size, ended.items))
+            self._sealed.append(Segment(ended.file.path, signal, ended.size, ended.items))
         else:
-            ended.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                ended.file.path.unlink()
 
     def _take_over(self, path: Path, signal: Signal) -> Segment | None:
         """A dead process's segment without the half request that it may end with; None where nothing else is in it."""
         try:
-            data = path.read_bytes()
+            file = OpenFile(path, os.O_RDWR)
         except FileNotFoundError:
             return None
-        _, end = count_frames(data)
-        if end < len(data):
-            # Its span's end() never returned, or the machine lost its power.
-            os.truncate(path, end)
-            if data[end:].strip(b"\0"):
-                self.books.dropped(bounds.TORN, 1, path.name)
-        if not end:
+        try:
+            with os.fdopen(file.number, "rb", closefd=False) as reader:
+                data = reader.read()
+            _, end = count_frames(data)
+            if end < len(data):
+                # Its span's end() never returned, or the machine lost its power.
+                os.ftruncate(file.number, end)
+                if data[end:].strip(b"\0"):
+                    self.books.dropped(bounds.TORN, 1, path.name)
+        finally:
+            file.close()
+        if end <= arrived_of(path):
             path.unlink(missing_ok=True)
             return None
         return Segment(path, signal, end, 0)
 
-    def _forget(self, segment: Segment) -> None:
-        self._sending = None
-        with self._lock, self._alone():
-            self._sealed = [other for other in self._sealed if other.path != segment.path]
+    def _replace(self, segment: Segment, new: Segment | None) -> None:
+        """Puts another segment in one's place, or nothing."""
+
+        def replaced(segments: list[Segment]) -> list[Segment]:
+            both = [new if other.path == segment.path else other for other in segments]
+            return [other for other in both if other is not None]
+
+        if new is None:
+            self._sending = None
+        with self._alone():
+            self._sealed = replaced(self._sealed)
             for run, (lock, segments) in list(self._adopted.items()):
-                segments[:] = [other for other in segments if other.path != segment.path]
+                segments[:] = replaced(segments)
                 if not segments:
-                    lock.release(finished=True)
+                    lock.release(delete=True)
                     del self._adopted[run]
-
-
-@contextlib.contextmanager
-def _private(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

@@ -7,17 +7,18 @@ import http.client
 import tempfile
 import time
 import zlib
+from base64 import b64encode
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from spanloop_exporter.spooling.batches import Answer, Batch, Outcome, Target
 from spanloop_exporter.spooling.bounds import REFUSED
 from spanloop_exporter.spooling.late import late
 from spanloop_exporter.spooling.merging import merge
-from spanloop_exporter.spooling.settings import Endpoint, Settings
+from spanloop_exporter.spooling.settings import Endpoint, Settings, without_user
 from spanloop_store.errors import SpanloopError
 from spanloop_store.otlp.frames import frames
 from spanloop_store.otlp.signals import Signal
@@ -57,8 +58,7 @@ class OtlpTarget:
     @property
     def name(self) -> str:
         """The URL without user and password."""
-        parts = urlsplit(self._endpoint.url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return without_user(self._endpoint.url)
 
     def send(self, batch: Batch) -> Answer:
         """Posts the batch as one export request."""
@@ -86,9 +86,24 @@ class OtlpTarget:
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, http.client.HTTPMessage, bytes]:
         if self._connection is None:
             self._connection = _connect(self._endpoint)
-        self._connection.request("POST", _path(self._endpoint, self._connection), body, headers)
+        headers = _authorization(self._endpoint.url, "authorization") | headers
+        proxy = _proxy(self._endpoint)
+        if proxy and self._endpoint.url.startswith("http:"):
+            headers = headers | _authorization(proxy, "proxy-authorization")
+        cut_off: OSError | None = None
+        try:
+            self._connection.request("POST", _path(self._endpoint, self._connection), body, headers)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            cut_off = error  # it may have answered before it read all: a server does whose limit it exceeds
         response = self._connection.getresponse()
-        text = response.read(_MAX_ANSWER_BYTES)
+        if cut_off is not None and response.status < 400:
+            raise cut_off  # it cannot have taken what it did not read
+        try:
+            text = response.read(_MAX_ANSWER_BYTES)
+        except OSError:
+            if cut_off is None:
+                raise
+            text = b""  # the status has come, and says enough
         if response.will_close or not response.isclosed():
             self._drop()
         return response.status, response.headers, text
@@ -120,7 +135,8 @@ class ClickHouseTarget:
 
     def __init__(self, url: str, folder: Path | None) -> None:
         self._url = url
-        self._folder = folder
+        # Undecodable prompts are for nobody else's eyes.
+        self._refused = folder / REFUSED if folder is not None else Path(tempfile.mkdtemp(prefix="spanloop-"))
         self._inserter: SegmentInserter | None = None
 
     @property
@@ -128,7 +144,10 @@ class ClickHouseTarget:
         """The URL without its password."""
         from spanloop_store.url import StoreUrl
 
-        return StoreUrl.parse(self._url).redacted()
+        try:
+            return StoreUrl.parse(self._url).redacted()
+        except SpanloopError:
+            return "SPANLOOP_STORE"
 
     def send(self, batch: Batch) -> Answer:
         """Inserts the batch. The server's schema is made where there is none."""
@@ -140,19 +159,23 @@ class ClickHouseTarget:
                 path = Path(folder) / batch.name
                 path.write_bytes(batch.data)
                 return self._insert(batch, path)
-        except (SpanloopError, OSError) as error:
+        except (
+            SpanloopError,
+            OSError,
+            late("clickhouse_connect.driver.exceptions").ClickHouseError,
+        ) as error:
             self._inserter = None
             return Answer(Outcome.LATER, error.message if isinstance(error, SpanloopError) else str(error))
 
     def _insert(self, batch: Batch, path: Path) -> Answer:
         if self._inserter is None:
-            self._inserter = _open_inserter(self._url, self._folder)
+            self._inserter = _open_inserter(self._url, self._refused)
         done = self._inserter.insert(path, batch.signal, items=batch.items, again=batch.again)
         reason = "the server cannot decode them" if done.quarantined_requests else ""
         return Answer(Outcome.DELIVERED, reason, rejected=done.quarantined_requests)
 
 
-def _open_inserter(url: str, folder: Path | None) -> SegmentInserter:
+def _open_inserter(url: str, refused: Path) -> SegmentInserter:
     """clickhouse-connect and protobuf are imported here, in the shipper's thread: together they take 200 ms."""
     for module in ("clickhouse_connect", *(module for module, _ in _RESPONSES.values())):
         late(module)  # before the store asks for it, out of a fork's way
@@ -160,35 +183,57 @@ def _open_inserter(url: str, folder: Path | None) -> SegmentInserter:
     # An agent's user may well lack the rights for DDL, so it is asked for only where nobody has made the tables.
     if not client.query("EXISTS TABLE ingest_segments").result_rows[0][0]:
         late("spanloop_store.migrate").migrate(client)
-    base = folder if folder is not None else Path(tempfile.gettempdir()) / "spanloop"
     inserter: SegmentInserter = late("spanloop_store.otlp.insert").SegmentInserter(
-        client, embedded=False, quarantine=base / REFUSED, collector="spanloop-exporter"
+        client, embedded=False, quarantine=refused, collector="spanloop-exporter"
     )
     return inserter
 
 
 def _connect(endpoint: Endpoint) -> http.client.HTTPConnection:
-    request = late("urllib.request")
     parts = urlsplit(endpoint.url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{endpoint.url!r} is no address; write it as http://collector-host:4318")
+        raise ValueError(
+            f"{without_user(endpoint.url)!r} is no address; write it as http://collector-host:4318"
+        )
     make = _maker(endpoint, parts.scheme)
-    proxy = None if request.proxy_bypass(parts.hostname) else request.getproxies().get(parts.scheme)
+    proxy = _proxy(endpoint)
     if not proxy:
         return make(parts.hostname, parts.port)
-    through = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    through = urlsplit(proxy)
     connection = make(through.hostname or "", through.port)
     if parts.scheme == "https":
-        connection.set_tunnel(parts.hostname, parts.port)
+        connection.set_tunnel(parts.hostname, parts.port, _authorization(proxy, "proxy-authorization"))
     return connection
+
+
+def _proxy(endpoint: Endpoint) -> str:
+    """The URL of the proxy that the environment names for this endpoint; empty: none."""
+    request = late("urllib.request")
+    parts = urlsplit(endpoint.url)
+    proxy = "" if request.proxy_bypass(parts.hostname) else request.getproxies().get(parts.scheme, "")
+    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
+
+
+def _authorization(url: str, header: str) -> dict[str, str]:
+    """The header for user and password of a URL, where it has them (RFC 7617)."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {header: f"Basic {b64encode(pair.encode()).decode()}"}
 
 
 def _maker(endpoint: Endpoint, scheme: str) -> Callable[[str, int | None], http.client.HTTPConnection]:
     if scheme == "http":
         return lambda host, port: http.client.HTTPConnection(host, port, timeout=endpoint.timeout_s)
-    context = late("ssl").create_default_context(cafile=endpoint.certificate or None)
-    if endpoint.client_certificate:
-        context.load_cert_chain(endpoint.client_certificate, endpoint.client_key or None)
+    files = endpoint.certificate, endpoint.client_certificate, endpoint.client_key
+    try:
+        context = late("ssl").create_default_context(cafile=endpoint.certificate or None)
+        if endpoint.client_certificate:
+            context.load_cert_chain(endpoint.client_certificate, endpoint.client_key or None)
+    except OSError as error:  # which names no file
+        named = ", ".join(filter(None, files)) or "the system's certificates"
+        raise ValueError(f"{named}: {error.strerror or error}") from error
     return lambda host, port: http.client.HTTPSConnection(
         host, port, timeout=endpoint.timeout_s, context=context
     )
@@ -198,7 +243,9 @@ def _path(endpoint: Endpoint, connection: http.client.HTTPConnection) -> str:
     parts = urlsplit(endpoint.url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if parts.scheme == "http" and (connection.host, connection.port) != (parts.hostname, parts.port or 80):
-        return f"http://{parts.netloc}{path}"  # what a proxy wants to see (RFC 9112, 3.2.2)
+        return (
+            f"http://{parts.netloc.rpartition('@')[2]}{path}"  # what a proxy wants to see (RFC 9112, 3.2.2)
+        )
     return path
 
 
