@@ -114,6 +114,20 @@ _ESCAPES = (
     "SELECT * FROM fuzz SETTINGS format_schema = '{SECRET}:x' FORMAT Protobuf",
     "INSERT INTO fuzz SETTINGS format_schema_source = 'file', format_schema = '{SECRET}' FORMAT Protobuf x",
     "SELECT * FROM python('x')",
+    # SQL that comes as a value.
+    "SELECT arrayMap({p:Identifier}, ['{SECRET}'])",
+    "SELECT x FROM values('a UInt8, x String ALIAS file(\\'{SECRET}\\')', 1)",
+    "SELECT x FROM generateRandom('a UInt8, x String ALIAS file(\\'{SECRET}\\')') LIMIT 1",
+    "SELECT * FROM format('Values', 'x String', '(file(\\'{SECRET}\\'))')",
+    "INSERT INTO fuzz FORMAT Values (1, file('{SECRET}'))",
+    "SELECT 1 SETTINGS additional_result_filter = 'file(\\'{SECRET}\\') != 1'",
+    "SELECT 1 AS x FORMAT Protobuf SETTINGS output_format_schema = '{FOLDER}/o.proto'",
+    # Names that are files.
+    "EXISTS TABLE `{SECRET}`",
+    "TRUNCATE TABLE `{SECRET}`",
+    "DROP TABLE `{SECRET}`",
+    "CREATE TABLE f (engine String, memory String, CONSTRAINT c CHECK engine = memory) ENGINE EmbeddedRocksDB(0, '{FOLDER}/o') PRIMARY KEY engine",
+    "CREATE TABLE f (x UInt8 DEFAULT 'x' IN `{SECRET}`) ENGINE = Memory",
 )
 # What two lexers may read differently.
 _SQL_PIECES = tuple(
@@ -221,6 +235,7 @@ _SETTINGS = (
         "input_format_allow_errors_num",
         "",
     ),
+    *("param_p", "filter", "select", "order", "additional_result_filter", "output_format_schema", "dialect"),
     *("stacktrace", "buffer_size", "output_format_native_encode_types_in_binary_format", "max_memory_usage"),
 )
 _SETTING_VALUES = (
@@ -236,6 +251,9 @@ _SETTING_VALUES = (
         "0x10",
         "s1",
         "s2",
+        "file",
+        "file('{SECRET}') != 'x'",
+        "{FOLDER}/o",
         "54460",
         "60",
     ),
@@ -346,7 +364,9 @@ def asks(draw: st.DrawFn) -> Ask:
         if draw(st.booleans()):
             body, text = text + b"\n" + body, b""
     else:
-        text = draw(statements(draw(st.sampled_from((_READS, _READS, _WRITES, _ESCAPES, _ESCAPES)))))
+        text = draw(
+            statements(draw(st.sampled_from((_READS, _READS, _READS, _READS, _WRITES, _ESCAPES, _ESCAPES))))
+        )
         body = b""
         if method != "GET" and draw(st.booleans()):
             body, text = text, b""

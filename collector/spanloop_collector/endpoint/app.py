@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -28,6 +27,7 @@ from spanloop_collector.endpoint.compression import (
 from spanloop_collector.endpoint.credentials import Credentials, User
 from spanloop_collector.endpoint.errors import BAD_ARGUMENTS, UNKNOWN_EXCEPTION, EndpointError
 from spanloop_collector.endpoint.guard import Statement, read_statement
+from spanloop_collector.endpoint.place import LOCAL_NAMES, check_place
 from spanloop_collector.endpoint.progress import GrowingHeaders, Progress
 from spanloop_collector.endpoint.request import Query, read_query
 from spanloop_collector.endpoint.running import Running, killed_id
@@ -37,10 +37,12 @@ from spanloop_store import OWNER_ROLE, READER_ROLE, WRITER_ROLE, Engine
 
 log = logging.getLogger(__name__)
 
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _THREADS = 8  # queries at a time; the engine has its own threads within each
 _MIN_COMPRESSED_BYTES = 1024
+_SHORT_TEXT = 1 << 12  # characters that are read in a millisecond or two
 _LOOK_S = 0.5  # how often a running query looks whether its client is still there
+_WRITE_BYTES = 1 << 20  # handed to the socket at a time: what it cannot send yet, it copies
+_MAKES_SESSION = frozenset({"SET", "USE", "CREATE"})  # what a later statement of a session can see
 _END = object()
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # a header cannot hold them
 
@@ -48,7 +50,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_endpoint(
-    engine: Engine, credentials: Credentials, *, hosts: frozenset[str] = _LOCAL_NAMES
+    engine: Engine, credentials: Credentials, *, hosts: frozenset[str] = LOCAL_NAMES
 ) -> web.Application:
     """ClickHouse's HTTP protocol over an open engine.
 
@@ -122,7 +124,7 @@ class _Endpoint:
     async def ping(self, request: web.Request) -> web.Response:
         """`Ok.`, to anyone on this machine: it says nothing but that the endpoint runs."""
         try:
-            self._check_place(request)
+            check_place(request, self._hosts)
         except EndpointError as error:
             return self._refusal(error, "")
         return web.Response(text="Ok.\n")
@@ -132,7 +134,7 @@ class _Endpoint:
         query_id = request.query.get("query_id") or str(uuid.uuid4())
         wire: Wire | None = None
         try:
-            self._check_place(request)
+            check_place(request, self._hosts)
             user = self._credentials.authenticate(request.headers, request.query)
             query = await self._read(request)
             if not query.text.strip():
@@ -143,14 +145,20 @@ class _Endpoint:
             exchange = _Exchange(request, user, query, query_id, wire)
             if killed := killed_id(query.text):
                 return await self._kill(exchange, killed)
-            statement = read_statement(
-                query.text, writable=user.role == WRITER_ROLE, table_functions=self._table_functions
+            read = partial(
+                read_statement,
+                query.text,
+                writable=user.role == WRITER_ROLE,
+                table_functions=self._table_functions,
+                parameters=query.parameters,
             )
+            # A long text takes a while, and the receivers share this loop.
+            statement = await self._in_thread(read) if len(query.text) > _SHORT_TEXT else read()
             with self._running.run(query_id, user):
                 return await self._answer(exchange, statement)
         except EndpointError as error:
             return self._refusal(error, query_id, wire)
-        except (web.HTTPException, asyncio.CancelledError, ConnectionResetError):
+        except (web.HTTPException, asyncio.CancelledError, ConnectionError):
             raise
         except Exception:
             # A bug of ours must neither stop the collector nor show its insides.
@@ -170,20 +178,16 @@ class _Endpoint:
             headers=self._headers(exchange.query_id, "TabSeparated"),
         )
 
-    def _check_place(self, request: web.Request) -> None:
-        if _host_of(f"//{request.host}") not in self._hosts:
-            raise EndpointError(BAD_ARGUMENTS, f"host {request.host!r} is not served here", 403)
-        origin = request.headers.get("Origin")
-        if origin is not None and _host_of(origin) not in self._hosts:
-            raise EndpointError(BAD_ARGUMENTS, f"origin {origin!r} is not served here", 403)
-
     async def _read(self, request: web.Request) -> Query:
         pairs = list(request.query.items())
         if (
             request.content_type in ("multipart/form-data", "application/x-www-form-urlencoded")
             and request.can_read_body
         ):
-            form = await request.post()
+            try:
+                form = await request.post()
+            except (ValueError, LookupError) as error:  # no boundary; a charset that is none
+                raise EndpointError(BAD_ARGUMENTS, f"the form cannot be read: {error}") from error
             for name, value in form.items():
                 if not isinstance(value, str):
                     raise EndpointError(
@@ -204,34 +208,49 @@ class _Endpoint:
         return decompress_frames(body) if request.query.get("decompress", "0") not in ("", "0") else body
 
     async def _answer(self, exchange: _Exchange, statement: Statement) -> web.StreamResponse:
-        # A session's handle keeps its role; checked table DDL needs no session.
-        query, user = exchange.query, exchange.user
-        session_id = "" if statement.checked else query.transport.get("session_id")
-        session = None
-        if session_id:
-            session = await self._in_thread(
-                lambda: self._sessions.take(
-                    user, f"{user.role}:{session_id}", query.session_timeout_s, query.flag("session_check")
-                )
-            )
-            handle = session.handle
-        else:
-            role = OWNER_ROLE if statement.checked else user.role
-            handle = await self._in_thread(lambda: open_handle(self._engine, role))
-        try:
-            await self._in_thread(lambda: execute.prepare(handle, query, exchange.query_id))
+        # aiohttp ends a body after this has returned: a client that has seen the end may use its session again.
+        async with self._handle(exchange, statement) as handle:
+            await self._in_thread(lambda: execute.prepare(handle, exchange.query, exchange.query_id))
             handle.set_progress_callback(exchange.progress)
             try:
-                if execute.can_stream(query, statement):
+                if execute.can_stream(exchange.query, statement):
                     return await self._stream(exchange, handle, statement)
                 return await self._whole(exchange, handle, statement)
             finally:
                 handle.set_progress_callback(None)
-        finally:
+
+    @contextlib.asynccontextmanager
+    async def _handle(self, exchange: _Exchange, statement: Statement) -> AsyncIterator[Any]:
+        """The handle that a statement runs on: its session's, or a fresh one where there is no session to keep."""
+        query, user = exchange.query, exchange.user
+        # A session's handle keeps its role; checked table DDL needs no session.
+        session_id = "" if statement.checked else query.transport.get("session_id")
+        if session_id:
+            session = await self._in_thread(
+                lambda: self._sessions.take(
+                    user,
+                    f"{user.role}:{session_id}",
+                    query.session_timeout_s,
+                    must_exist=query.flag("session_check"),
+                    make=statement.kind in _MAKES_SESSION,
+                )
+            )
             if session is not None:
-                self._sessions.give(session)
-            else:
-                await self._in_thread(handle.close)
+                try:
+                    undo = await self._in_thread(lambda: execute.remember(session.handle, query, statement))
+                    try:
+                        yield session.handle
+                    finally:
+                        await self._in_thread(lambda: execute.restore(session.handle, undo))
+                finally:
+                    self._sessions.give(session)
+                return
+        role = OWNER_ROLE if statement.checked else user.role
+        handle = await self._in_thread(lambda: open_handle(self._engine, role))
+        try:
+            yield handle
+        finally:
+            await self._in_thread(handle.close)
 
     async def _whole(self, exchange: _Exchange, handle: Any, statement: Statement) -> web.StreamResponse:
         query, wire = exchange.query, exchange.wire
@@ -251,7 +270,6 @@ class _Endpoint:
             growing.headers["X-ClickHouse-Exception-Code"] = str(error.code)
             await growing.prepare(exchange.request)
             await growing.write(_error_text(error))
-            await growing.write_eof()
             return growing
         headers = self._headers(exchange.query_id, answer.format)
         headers["X-ClickHouse-Summary"] = exchange.summary(answer.summary)
@@ -262,7 +280,6 @@ class _Endpoint:
         growing.headers.update(headers)
         await growing.prepare(exchange.request)
         await growing.write(body)
-        await growing.write_eof()
         return growing
 
     async def _stream(self, exchange: _Exchange, handle: Any, statement: Statement) -> web.StreamResponse:
@@ -293,7 +310,9 @@ class _Endpoint:
                 if failed is not None:
                     raise failed
                 while piece is not _END:
-                    await response.write(await self._in_thread(partial(packer.pack, piece)))
+                    data = await self._in_thread(partial(packer.pack, piece))
+                    for start in range(0, len(data), _WRITE_BYTES):
+                        await response.write(data[start : start + _WRITE_BYTES])
                     piece = await self._while_connected(exchange, statement, None, lambda: next(pieces, _END))
             except EndpointError as error:
                 # The status is sent; the tagged text and a cut body are what tell the client, as with ClickHouse.
@@ -304,7 +323,6 @@ class _Endpoint:
                 return response
             if last := packer.finish():
                 await response.write(last)
-            await response.write_eof()
             return response
         finally:
             await self._in_thread(lambda: _close(source))
@@ -326,9 +344,10 @@ class _Endpoint:
                 return running.result()
             transport = exchange.request.transport
             if transport is None or transport.is_closing():
+                # Again and again: while it waits for its turn the engine does not know of it.
                 if statement.reads:
                     await asyncio.to_thread(self._running.end, exchange.query_id)
-                return await running
+                continue
             if interval_s and growing is not None and time.monotonic() - reported >= interval_s:
                 reported = time.monotonic()
                 growing.report(exchange.progress.text)
@@ -361,13 +380,6 @@ class _Endpoint:
             with contextlib.suppress(Exception):
                 await future
             raise
-
-
-def _host_of(address: str) -> str | None:
-    try:
-        return urlsplit(address).hostname
-    except ValueError:  # "[::1", which a client may well send
-        return None
 
 
 def _error_text(error: EndpointError) -> bytes:

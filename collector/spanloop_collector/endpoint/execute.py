@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from spanloop_collector.endpoint.errors import EndpointError, from_engine
+from spanloop_collector.endpoint.errors import (
+    UNKNOWN_FORMAT,
+    UNKNOWN_TABLE,
+    EndpointError,
+    from_engine,
+)
 from spanloop_collector.endpoint.guard import Statement, without_format
 from spanloop_collector.endpoint.request import Query
 from spanloop_collector.endpoint.running import COMMENT
@@ -17,6 +23,9 @@ STREAMABLE = frozenset(
     {"native", "tabseparated", "tsv", "csv", "rowbinary", "jsoneachrow", "jsonlines", "ndjson"}
 )
 _SELECTS = frozenset({"SELECT", "WITH", "(", "FROM"})
+# What a format writes before, after or around the rows, it would write with every piece, or not at all.
+_AROUND = re.compile(r"\b(totals|extremes|output_format_json_array_of_rows)\b", re.IGNORECASE)
+_PYTHON_FORMATS = frozenset({"dataframe", "arrowtable"})  # chDB's own: they are no bytes
 _INSERT_CHUNK = 1 << 20  # bytes handed to the engine's parser at a time
 
 
@@ -38,7 +47,13 @@ class Answer:
 def can_stream(query: Query, statement: Statement) -> bool:
     """Whether the result may be sent while it is made; the client may ask to wait for its end instead."""
     form = (statement.format or query.form).lower()
-    return statement.kind in _SELECTS and form in STREAMABLE and not query.flag("wait_end_of_query")
+    asked = " ".join((statement.text, *query.settings))
+    return (
+        statement.kind in _SELECTS
+        and form in STREAMABLE
+        and not query.flag("wait_end_of_query")
+        and not _AROUND.search(asked)
+    )
 
 
 def prepare(handle: Any, query: Query, query_id: str) -> None:
@@ -56,6 +71,39 @@ def prepare(handle: Any, query: Query, query_id: str) -> None:
         raise from_engine(error) from error
 
 
+def remember(handle: Any, query: Query, statement: Statement) -> list[str]:
+    """What brings a session's handle back to where it was before `prepare`: a request's settings are its own.
+
+    Raises:
+        EndpointError: the engine's error.
+    """
+    if statement.kind in ("SET", "USE"):
+        return []  # what it changes is meant to last
+    wanted = ["currentDatabase()"]
+    # One row of one block: a limit that the session has set would stop anything larger.
+    wanted += [f"toString(getSetting({_quote_text(name)}))" for name in query.settings]
+    try:
+        answer = handle.query(f"SELECT {', '.join(wanted)}", "JSONCompact").bytes()
+    except Exception as error:
+        raise from_engine(error) from error
+    database, *values = json.loads(answer)["data"][0]
+    undo = [f"SET {name} = {_quote_text(value)}" for name, value in zip(query.settings, values, strict=True)]
+    return [f"USE {_quote_name(database)}", *undo]
+
+
+def restore(handle: Any, undo: list[str]) -> None:
+    """Takes a request's database and settings from its session again.
+
+    Raises:
+        EndpointError: the engine's error.
+    """
+    try:
+        for text in undo:
+            handle.query(text, "Null")
+    except Exception as error:
+        raise from_engine(error) from error
+
+
 def run(handle: Any, query: Query, statement: Statement) -> Answer:
     """Runs a statement to its end.
 
@@ -63,6 +111,8 @@ def run(handle: Any, query: Query, statement: Statement) -> Answer:
         EndpointError: the engine's error.
     """
     form = statement.format or query.form
+    if form.lower() in _PYTHON_FORMATS:
+        raise EndpointError(UNKNOWN_FORMAT, f"Unknown format {form}")
     try:
         if statement.body_start is not None:
             return _insert(handle, query, statement)
@@ -73,7 +123,10 @@ def run(handle: Any, query: Query, statement: Statement) -> Answer:
     except EndpointError:
         raise
     except Exception as error:
-        raise from_engine(error) from error
+        said = from_engine(error)
+        if statement.if_exists and said.code == UNKNOWN_TABLE:
+            return Answer(b"", "", {})
+        raise said from error
     kind = "written" if statement.kind == "INSERT" else "result"
     return Answer(body, form if statement.reads or body else "", _summary(result, kind))
 

@@ -4,16 +4,19 @@ The first wall is the engine's: network handles run in roles without the SOURCES
 module is the second, and the only one for what the engine checks no grant for: the scalar function `file`, `INTO
 OUTFILE`, `FROM INFILE`, `SET ROLE`, several statements in one text. It reads the text as the engine's lexer does, and
 *sends on what it understood*: comments are taken out, and any byte outside of quotes on which two lexers might differ
-is refused. So a text that this module reads differently from the engine never reaches the engine.
+is refused. So a text that this module reads differently from the engine never reaches the engine. SQL that comes as a
+*value* (a structure, a filter in a setting, an identifier in a parameter, data in the format Values) would pass by
+here unread, so whatever takes such a value is closed, or read like the rest.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from spanloop_collector.endpoint import closed
 from spanloop_collector.endpoint.errors import ACCESS_DENIED, READONLY, SYNTAX_ERROR, EndpointError
 
 # Bytes are read as latin-1, one character a byte: an INSERT's binary data follows its statement in the same body.
@@ -23,7 +26,7 @@ _TOKENS = re.compile(
     | (?P<comment>--[^\n]*|/\*.*?\*/)
     | (?P<string>'(?:[^'\\]|\\.|'')*')
     | (?P<quoted>`(?:[^`\\]|\\.|``)*`|"(?:[^"\\]|\\.|"")*")
-    | (?P<number>\.?[0-9][0-9A-Za-z_]*(?:\.[0-9A-Za-z_]*)?(?:(?<=[eEpP])[+-][0-9]+)?)
+    | (?P<number>[0-9][0-9A-Za-z_]*(?:(?<=[eEpP])[+-][0-9]+)?)
     | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
     | (?P<end>;)
     | (?P<sign>[-+*/%=<>!(),.\[\]{}?:|@^&~])
@@ -48,80 +51,9 @@ _WRITES: Final = frozenset(
         "CHECK",
     }
 )
-# Closed wherever they stand unquoted. The first four have no grant; PARALLEL WITH and EXECUTE AS carry a second
-# statement; a DEFINER view runs with the owner's rights, not with its caller's.
-_CLOSED_WORDS: Final = frozenset(
-    {"OUTFILE", "INFILE", "PARALLEL", "IMPERSONATE", "DEFINER", "MATERIALIZED", "FREEZE", "UNFREEZE", "FETCH"}
-)
-# Functions with side effects that no grant closes. As names they are closed in every place, called or not:
-# `* APPLY(file)` and `arrayMap(file, …)` name a function without calling it.
-_CLOSED_NAMES: Final = frozenset({"file", "catboostevaluate", "executable", "executablepool", "python"})
-# Calls (table functions, dictionary sources, disks) that reach out of the store; the grants close most of them too.
-_OPEN_TABLE_FUNCTIONS: Final = frozenset(
-    {
-        "format",
-        "fuzzjson",
-        "fuzzquery",
-        "generate_series",
-        "generaterandom",
-        "generateseries",
-        "input",
-        "loop",
-        "merge",
-        "mergetreeanalyzeindexes",
-        "mergetreecodecblockcounts",
-        "mergetreeindex",
-        "mergetreeprojection",
-        "mergetreetextindex",
-        "null",
-        "numbers",
-        "numbers_mt",
-        "primes",
-        "sqlstandardvalues",
-        "values",
-        "view",
-        "viewexplain",
-        "viewifpermitted",
-        "zeros",
-        "zeros_mt",
-    }
-)
-_CLOSED_CALLS: Final = frozenset({"disk", "http", "https", "source", "s3", "eval"})
-_CLOSED_CALL_PREFIXES: Final = ("ai", "system_", "llm")
-# Settings that name files, or that would undo a limit.
-_CLOSED_SETTINGS: Final = (
-    "format_schema",
-    "format_template",
-    "readonly",
-    "allow_ddl",
-    "role",
-    "disk",
-    "storage_policy",
-    # What one query may take.
-    "max_memory_usage",
-    "max_untracked_memory",
-    "memory_overcommit",
-    "memory_usage_overcommit",
-)
-_ENGINES: Final = frozenset(
-    {
-        "atomic",
-        "memory",
-        "log",
-        "tinylog",
-        "stripelog",
-        "null",
-        "join",
-        "set",
-        "view",
-        "mergetree",
-        "replacingmergetree",
-        "summingmergetree",
-        "aggregatingmergetree",
-        "collapsingmergetree",
-        "versionedcollapsingmergetree",
-    }
-)
+# As the engine's max_query_size; a token takes a hundred bytes here. A writer's INSERT may carry its rows in its text.
+_MOST_CHARACTERS, _MOST_WRITTEN = 1 << 18, 1 << 22
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 @dataclass(frozen=True)
@@ -134,9 +66,10 @@ class Statement:
         format: what its FORMAT clause names; empty: it has none.
         body_start: of an INSERT with data, where the data begins in the text that was given; None: it has none.
         reads: whether it answers with rows.
-        checked: table DDL without a query in it, whose every name and engine was checked here. It may run with the
-            owner's rights, and has to: in the embedded `default` database a role without READ ON FILE cannot even ask
-            whether a table is there.
+        checked: a CREATE TABLE without a query in it, whose name and engine were checked here. It may run with the
+            owner's rights, and has to: in the embedded `default` database a name that is no table is looked for as
+            a file, which a role without READ ON FILE may not.
+        if_exists: a DROP or TRUNCATE that is content where its one table is not there.
     """
 
     text: str
@@ -145,9 +78,10 @@ class Statement:
     body_start: int | None
     reads: bool
     checked: bool
+    if_exists: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Token:
     kind: str
     text: str
@@ -164,60 +98,58 @@ class _Token:
         return ""
 
 
-def read_statement(text: str, *, writable: bool, table_functions: frozenset[str]) -> Statement:
+def read_statement(
+    text: str, *, writable: bool, table_functions: frozenset[str], parameters: Mapping[str, str]
+) -> Statement:
     """Reads one statement and refuses what network users may not say.
 
     Args:
         text: the query, its bytes read as latin-1.
         writable: whether the user may change the store.
         table_functions: the engine's own list, in lower case; what is not known to be harmless is closed.
+        parameters: the values of its `{name:Type}`.
 
     Raises:
         EndpointError: a statement that is closed, or text that cannot be read with certainty.
     """
-    tokens, body_start = _tokens(text)
+    tokens, body_start = _tokens(text, _MOST_WRITTEN if writable else _MOST_CHARACTERS)
     if not tokens:
         raise EndpointError(SYNTAX_ERROR, "Empty query")
     kind = tokens[0].text.upper()
     _check_kind(kind, tokens, writable)
     _check_tokens(tokens, table_functions)
-    insert_data = kind == "INSERT" and body_start is not None
-    if insert_data:
+    _check_identifiers(tokens, parameters)
+    if kind == "EXISTS" and (lookup := _lookup(tokens)):
+        text, kind = lookup, "SELECT"
+        tokens, _ = _tokens(text, len(text))
+    if kind == "INSERT" and body_start is not None:
         clean, form = tokens[:-2], tokens[-1].text
     else:
         clean, form = tokens, _format_clause(tokens)
+    words = [token.text.upper() for token in tokens if token.kind == "word"]
     return Statement(
         text=_join(text, clean),
         kind=kind,
         format=form,
         body_start=body_start,
         reads=kind in _READS,
-        checked=_is_checked(kind, tokens),
+        checked=kind == "CREATE" and _is_checked(words, tokens),
+        if_exists=kind in ("DROP", "TRUNCATE")
+        and words[2:4] == ["IF", "EXISTS"]
+        and all(token.text != "," for token in tokens),
     )
 
 
 def without_format(statement: str) -> str:
     """A SELECT without its FORMAT clause, to run it again in another format."""
-    tokens, _ = _tokens(statement)
+    tokens, _ = _tokens(statement, len(statement))
     if len(tokens) > 2 and tokens[-2].name == "format" and tokens[-1].kind == "word":
         tokens = tokens[:-2]
     return _join(statement, tokens)
 
 
-def check_setting(name: str) -> None:
-    """Refuses a setting, given as a parameter, that names files or would undo a limit.
-
-    Raises:
-        EndpointError: it is closed, or its name is none.
-    """
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise EndpointError(SYNTAX_ERROR, f"{name!r} is no setting's name")
-    if name.lower().startswith(_CLOSED_SETTINGS):
-        raise EndpointError(READONLY, f"Setting {name} is closed to network users")
-
-
-def _tokens(text: str) -> tuple[list[_Token], int | None]:
-    """The statement's tokens, and where an INSERT's data begins."""
+def _tokens(text: str, most: int) -> tuple[list[_Token], int | None]:
+    """The statement's tokens, in at most so many characters, and where an INSERT's data begins."""
     tokens: list[_Token] = []
     position = 0
     depth = 0
@@ -232,6 +164,12 @@ def _tokens(text: str) -> tuple[list[_Token], int | None]:
         kind = match.lastgroup or ""
         token = _Token(kind, match[0], position, match.end())
         position = match.end()
+        if position > most:
+            raise EndpointError(
+                SYNTAX_ERROR,
+                f"Max query size exceeded: a statement is at most {most} characters long here;"
+                " send rows as data (INSERT INTO t FORMAT CSV), and long lists as parameters",
+            )
         if kind in ("space", "comment"):
             continue
         if kind == "end":
@@ -248,7 +186,8 @@ def _tokens(text: str) -> tuple[list[_Token], int | None]:
             and tokens[-2].text.upper() == "FORMAT"
             and kind == "word"
         ):
-            if _before(tokens, "SELECT"):
+            # Rows in Values are expressions: they are read as what they are.
+            if _before(tokens, "SELECT") or token.text.upper() == "VALUES":
                 continue
             return tokens, _data_start(text, position)
     return tokens, None
@@ -281,13 +220,12 @@ def _join(text: str, tokens: Sequence[_Token]) -> str:
 
 
 def _format_clause(tokens: Sequence[_Token]) -> str:
+    """What `FORMAT` names at the end of a query; a column may have that name too (`ORDER BY format DESC`)."""
     for index in range(len(tokens) - 1, 1, -1):
-        if (
-            tokens[index - 1].kind == "word"
-            and tokens[index - 1].name == "format"
-            and tokens[index].kind == "word"
-        ):
-            return tokens[index].text
+        word, name = tokens[index - 1], tokens[index]
+        following = tokens[index + 1].text.upper() if index + 1 < len(tokens) else ""
+        if word.kind == name.kind == "word" and word.name == "format" and following in ("", "SETTINGS"):
+            return "" if name.name in ("asc", "desc") else name.text
     return ""
 
 
@@ -302,47 +240,129 @@ def _check_kind(kind: str, tokens: Sequence[_Token], writable: bool) -> None:
         raise EndpointError(ACCESS_DENIED, "ATTACH is closed to network users")
 
 
-def _is_checked(kind: str, tokens: Sequence[_Token]) -> bool:
-    words = [token.text.upper() for token in tokens if token.kind == "word"]
-    if kind in ("EXISTS", "DROP", "TRUNCATE"):
-        return len(words) > 1 and words[1] in ("TABLE", "VIEW") and "SELECT" not in words
-    if kind != "CREATE" or len(words) < 2 or words[1] != "TABLE":
+def _lookup(tokens: Sequence[_Token]) -> str:
+    """EXISTS [TABLE | VIEW] as a query of the tables there are: the engine's own would tell of files.
+
+    Empty: it asks for something else.
+    """
+    end = ""
+    if len(tokens) > 3 and tokens[-2].name == "format":
+        tokens, end = tokens[:-2], f" FORMAT {tokens[-1].text}"
+    what, names = tokens[1].text.upper() if len(tokens) > 2 else "", tokens[1:]
+    if what in ("TEMPORARY", "DATABASE", "DICTIONARY"):
+        return ""
+    if what in ("TABLE", "VIEW"):
+        names = tokens[2:]
+    separators = [token.text for token in names[1::2]]
+    if separators not in ([], ["."]) or not names or not all(token.name for token in names[::2]):
+        raise EndpointError(SYNTAX_ERROR, "EXISTS is open as EXISTS [TABLE | VIEW] [database.]name")
+    database = f"'{_unquoted(names[0])}'" if separators else "currentDatabase()"
+    views = " AND engine LIKE '%View'" if what == "VIEW" else ""
+    return (
+        "SELECT toUInt8(count() > 0) AS result FROM system.tables"  # noqa: S608  # names, quoted
+        f" WHERE database = {database} AND name = '{_unquoted(names[-1])}'{views}{end}"
+    )
+
+
+def _unquoted(token: _Token) -> str:
+    """A name as it stands between the quotes of a string."""
+    if token.kind == "word":
+        return token.text
+    mark = token.text[0]
+    return token.text[1:-1].replace(mark * 2, mark).replace("'", "''")
+
+
+def _is_checked(words: Sequence[str], tokens: Sequence[_Token]) -> bool:
+    """Whether a CREATE may run with the owner's rights."""
+    if words[1:2] != ["TABLE"]:
         return False
-    engines = [
-        tokens[index + 2].name
-        for index, token in enumerate(tokens[:-2])
-        if token.kind == "word" and token.name == "engine" and tokens[index + 1].text == "="
-    ]
-    return len(engines) == 1 and engines[0] in _ENGINES and not {"SELECT", "AS", "FROM", "CLONE"} & set(words)
+    rest = tokens[5:] if words[2:5] == ["IF", "NOT", "EXISTS"] else tokens[2:]
+    if len(rest) > 2 and rest[0].name == "default" and rest[1].text == ".":
+        rest = rest[2:]
+    if len(rest) < 2 or not _PLAIN_NAME.fullmatch(rest[0].name) or rest[1].text == ".":
+        return False
+    engines = _engines(rest)
+    # What can look at another table, or at a file by the name of one.
+    looks = {"SELECT", "AS", "FROM", "CLONE", "IN", "HASCOLUMNINTABLE", "JOINGET", "JOINGETORNULL"}
+    names = {token.name.upper() for token in rest[1:]}
+    return len(engines) == 1 and engines[0] in closed.ENGINES and not looks & names
+
+
+def _engines(tokens: Sequence[_Token]) -> list[str]:
+    """What `ENGINE [=] name` names outside of brackets: inside, a column of that name may be compared."""
+    found = []
+    depth = 0
+    for index, token in enumerate(tokens):
+        depth += {"(": 1, ")": -1}.get(token.text, 0)
+        if depth == 0 and token.kind == "word" and token.name == "engine":
+            following = [other for other in tokens[index + 1 : index + 3] if other.text != "="]
+            found.append(following[0].name if following else "")
+    return found
 
 
 def _check_tokens(tokens: Sequence[_Token], table_functions: frozenset[str]) -> None:
+    in_settings = tokens[0].text.upper() == "SET"
+    rows = _rows_start(tokens)
     for index, token in enumerate(tokens):
         name = token.name
         if not name:
             continue
         following = tokens[index + 1].text if index + 1 < len(tokens) else ""
-        if token.kind == "word" and name.upper() in _CLOSED_WORDS:
+        if token.kind == "word" and name.upper() in closed.WORDS:
             raise EndpointError(ACCESS_DENIED, f"{token.text.upper()} is closed to network users")
         if token.kind == "quoted" and "\\" in token.text:
             # An escape would spell a closed name in another way; no name of ours needs one.
             raise EndpointError(
                 ACCESS_DENIED, f"the name {token.text} has an escape, which is closed to network users"
             )
-        if name in _CLOSED_NAMES or (following == "(" and _closed_call(name, table_functions)):
+        calls = following == "(" and index != rows
+        if name == "format" and _is_pattern(tokens[index + 2 : index + 4]):
+            calls = False
+        if name in closed.NAMES or (calls and closed.is_closed_call(name, table_functions)):
             raise EndpointError(
                 ACCESS_DENIED, f"{token.text} reaches outside of the store: closed to network users"
             )
-        if following == "=" and name.startswith(_CLOSED_SETTINGS):
+        in_settings = in_settings or (token.kind == "word" and name in ("settings", "setting"))
+        if in_settings and following == "=" and closed.is_closed_setting(name):
             raise EndpointError(READONLY, f"Setting {token.text} is closed to network users")
         if token.kind == "word" and name == "engine":
             _check_engine(tokens[index + 1 : index + 3])
 
 
-def _closed_call(name: str, table_functions: frozenset[str]) -> bool:
-    if name in _OPEN_TABLE_FUNCTIONS:
-        return False
-    return name in table_functions or name in _CLOSED_CALLS or name.startswith(_CLOSED_CALL_PREFIXES)
+def _rows_start(tokens: Sequence[_Token]) -> int | None:
+    """Where an INSERT has the word VALUES; elsewhere it may be the table function of that name."""
+    if tokens[0].text.upper() != "INSERT":
+        return None
+    depth = 0
+    for index, token in enumerate(tokens):
+        depth += {"(": 1, ")": -1}.get(token.text, 0)
+        word = token.text.upper() if token.kind == "word" else ""
+        if word in ("SELECT", "FROM", "FUNCTION", "WITH"):
+            return None
+        if word == "VALUES" and depth == 0:
+            return index
+    return None
+
+
+def _is_pattern(arguments: Sequence[_Token]) -> bool:
+    """Whether they begin the function `format('{}…', …)`: the table function of that name takes a format's name first."""
+    return (
+        len(arguments) == 2
+        and arguments[0].kind == "string"
+        and "{" in arguments[0].text
+        and arguments[1].text == ","
+    )
+
+
+def _check_identifiers(tokens: Sequence[_Token], parameters: Mapping[str, str]) -> None:
+    """An identifier in a parameter names a table, a column, and a function too."""
+    if not any("identifier" in token.text.lower() for token in tokens):
+        return
+    for value in parameters.values():
+        if value.lower() in closed.NAMES or "\\" in value:
+            raise EndpointError(
+                ACCESS_DENIED, f"{value} reaches outside of the store: closed to network users"
+            )
 
 
 def _check_engine(following: Sequence[_Token]) -> None:
@@ -350,5 +370,5 @@ def _check_engine(following: Sequence[_Token]) -> None:
     # `SELECT engine FROM system.tables` has the word too: only a name of an engine that is closed matters there.
     if following and following[0].text == "=" and (not names or names[0].kind == "string"):
         return
-    if following and following[0].text == "=" and names[0].name not in _ENGINES:
+    if following and following[0].text == "=" and names[0].name not in closed.ENGINES:
         raise EndpointError(ACCESS_DENIED, f"engine {names[0].text} is closed to network users")

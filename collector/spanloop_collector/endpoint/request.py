@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from spanloop_collector.endpoint.closed import check_setting
 from spanloop_collector.endpoint.errors import BAD_ARGUMENTS, EndpointError
-from spanloop_collector.endpoint.guard import check_setting
 from spanloop_collector.endpoint.sessions import DEFAULT_TIMEOUT_S
 
 _LEAST_PROGRESS_INTERVAL_S = 0.01

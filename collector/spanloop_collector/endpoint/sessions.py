@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S = 60
 MAX_TIMEOUT_S = 3600
-MAX_SESSIONS = 200  # each keeps an engine handle
+MAX_SESSIONS = 200  # of one user; each keeps an engine handle
 
 
 def open_handle(engine: Engine, role: str) -> Any:
@@ -50,8 +50,10 @@ class Sessions:
         self._sessions: dict[tuple[str, str], _Session] = {}
         self._lock = threading.Lock()
 
-    def take(self, user: User, name: str, timeout_s: int, must_exist: bool) -> _Session:
-        """The user's session of that name, made where it is new, held until `give`.
+    def take(self, user: User, name: str, timeout_s: int, *, must_exist: bool, make: bool) -> _Session | None:
+        """The user's session of that name, held until `give`; None: there is none, and `make` does not ask for one.
+
+        clickhouse-connect names a session in every client, and hardly any client has something to keep in it.
 
         Raises:
             EndpointError: it is in use, there is none though there must be, or there are too many.
@@ -65,7 +67,9 @@ class Sessions:
             if session is None:
                 if must_exist:
                     raise EndpointError(SESSION_NOT_FOUND, f"Session {name} not found")
-                if len(self._sessions) >= MAX_SESSIONS:
+                if not make:
+                    return None
+                if sum(owner == user.name for owner, _ in self._sessions) >= MAX_SESSIONS:
                     raise EndpointError(
                         BAD_ARGUMENTS, f"there are {MAX_SESSIONS} sessions already; close some"
                     )
