@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -15,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
+from spanloop_store.disk import sync_folder
 from spanloop_store.errors import BackupError
 
 # Comes with clickhouse-connect.
@@ -28,6 +31,7 @@ MANIFEST: Final = "manifest.json"
 _LEVEL: Final = 3
 _CHUNK: Final = 1 << 20
 _PART: Final = ".part"
+_FILE: Final = re.compile(r"[a-z_]+/[\w-]+\.native\.zst")
 
 
 @dataclass(frozen=True)
@@ -98,18 +102,34 @@ class Manifest:
                 )
             tables = {
                 name: TableBackup(
-                    table["columns"],
+                    {str(column): str(kind) for column, kind in table["columns"].items()},
                     int(table["rows"]),
                     int(table["hash"]),
-                    [Piece(**piece) for piece in table["pieces"]],
+                    [
+                        Piece(_file_name(piece["file"]), piece["rows"], piece["bytes"], piece["sha256"])
+                        for piece in table["pieces"]
+                    ],
                 )
-                for name, table in record.pop("tables").items()
+                for name, table in record["tables"].items()
             }
-            return cls(**record, tables=tables)
+            return cls(
+                record["created"], record["store"], int(record["schema_version"]), record["program"], tables
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BackupError(
                 f"the manifest of {where} cannot be read: {error}", "is it a backup?"
             ) from error
+
+
+def _file_name(name: str) -> str:
+    """A piece's name as a manifest has it, if it lies within the backup.
+
+    Raises:
+        ValueError: it may not.
+    """
+    if not _FILE.fullmatch(name):
+        raise ValueError(f"{name!r} is no file of rows")
+    return name
 
 
 class Writer:
@@ -119,7 +139,7 @@ class Writer:
         target: a folder, or a file whose name ends in `.tar`; it must not exist.
 
     Raises:
-        BackupError: something lies there, or it cannot be written.
+        BackupError: something lies there, another process writes it now, or it cannot be written.
     """
 
     def __init__(self, target: Path) -> None:
@@ -130,12 +150,28 @@ class Writer:
         self._tar = target.suffix == ".tar"
         with _told(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _remove(self._part)
+            if self._part.exists():
+                # Left by a run that was killed, unless somebody holds it.
+                os.close(self._hold())
+                _remove(self._part)
             if self._tar:
                 self._file: IO[bytes] = self._part.open("xb")
                 self._part.chmod(0o600)
             else:
                 self._part.mkdir(mode=0o700)
+            self._held = self._hold()
+
+    def _hold(self) -> int:
+        descriptor = os.open(self._part, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise BackupError(
+                f"another backup writes {self._target} now; it is untouched",
+                "wait for it, or name another --to",
+            ) from error
+        return descriptor
 
     @contextlib.contextmanager
     def piece(self, name: str) -> Iterator[PieceWriter]:
@@ -185,13 +221,18 @@ class Writer:
                 with (self._part / MANIFEST).open("xb") as file:
                     file.write(text)
                     _sync(file)
+                for folder in (*filter(Path.is_dir, self._part.iterdir()), self._part):
+                    sync_folder(folder)
             self._part.replace(self._target)
+            sync_folder(self._target.parent)
+        os.close(self._held)
 
     def abort(self) -> None:
         """Takes away what was written."""
         if self._tar:
             self._file.close()
         _remove(self._part)
+        os.close(self._held)
 
 
 class PieceWriter:
@@ -239,16 +280,20 @@ class Reader:
         with _told(source):
             if source.is_dir():
                 path = source / MANIFEST
-                text = path.read_text(encoding="utf-8") if path.exists() else ""
+                data = path.read_bytes() if path.exists() else b""
             else:
                 self._tar = tarfile.open(source, "r:")  # noqa: SIM115  # closed by close()
-                text = self._open_member(MANIFEST).read().decode() if MANIFEST in self._tar.getnames() else ""
-        if not text:
+                data = self._open_member(MANIFEST).read() if MANIFEST in self._tar.getnames() else b""
+        if not data:
             self.close()
             raise BackupError(
                 f"{source} has no {MANIFEST}", "it is no backup, or one that was never finished"
             )
-        self.manifest = Manifest.from_json(text, source)
+        try:
+            self.manifest = Manifest.from_json(data.decode(errors="replace"), source)
+        except BackupError:
+            self.close()
+            raise
 
     def open(self, piece: Piece) -> IO[bytes]:
         """The compressed bytes of a piece.

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,8 @@ from spanloop_store.engine import Engine
 from spanloop_store.errors import BackupError, NativeError
 from spanloop_store.migrate import migrations, schema_version
 from spanloop_store.native import Truncated, read_block
+from spanloop_store.otlp.frames import SEGMENT_SUFFIX
+from spanloop_store.otlp.queries import quote
 from spanloop_store.owner import lock_holder, read_owner
 from spanloop_store.retention import apply_default, set_retention
 from spanloop_store.tables import LOOKUP, REGISTRY, TIME_COLUMNS, quote_name, read_columns, read_tables
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 # The lookup is made again by its view, the schema's own table by the migrations.
 TABLES: Final = ("otel_traces", "otel_logs", "rewards", *REGISTRY, "ingest_segments")
+REPEATS: Final = "repeats"  # in the log: what the collector remembers of requests that it has logged
 _HASH: Final = "__spanloop_hash"
 _READ_BYTES: Final = 1 << 20
 _FLUSH_S: Final = 120
@@ -111,13 +114,18 @@ def restore(url: str | StoreUrl | None, source: str, progress: Progress = lambda
                 f"{source} has schema version {reader.manifest.schema_version}, this program knows {newest}",
                 "upgrade the program: pip install --upgrade spanloop",
             )
+        # Their names go into SQL, which runs with every right.
+        if unknown := sorted(set(reader.manifest.tables) - set(TABLES)):
+            raise BackupError(
+                f"{source} has rows of {unknown[0]!r}, which is no table of a store", "is it a backup?"
+            )
         reader.verify(progress)
         if parsed.embedded:
             _restore_embedded(parsed, reader, progress)
         else:
             with closing(connection.connect(parsed)) as client:
                 _refuse_rows(parsed, client)
-                _fill(client, reader, progress, embedded=False)
+                _fill(client, reader, progress, scratch=None)
         return _summary(source, reader.manifest)
 
 
@@ -142,8 +150,8 @@ def _drain(url: StoreUrl, progress: Progress) -> None:
 
 
 def _waiting(url: StoreUrl) -> list[Path]:
-    """Segments that nobody has inserted; not the lock beside them."""
-    return [path for path in url.log_path.glob("*") if path.name != "lock" and path.stat().st_size]
+    """Segments that nobody has inserted; not what else the collector keeps beside them."""
+    return [path for path in url.log_path.glob(f"*{SEGMENT_SUFFIX}") if path.stat().st_size]
 
 
 def _write_all(url: StoreUrl, client: Client, writer: Writer, progress: Progress) -> Manifest:
@@ -243,31 +251,38 @@ def _restore_embedded(url: StoreUrl, reader: Reader, progress: Progress) -> None
             f"{url.redacted()} is open in another process; it is untouched",
             "stop `spanloop up` first: a restored store takes its place as a whole",
         )
-    if url.engine_path.exists():
-        with Engine(url) as engine, closing(engine.client()) as client:
+    existed = url.folder.exists()
+    # Beside the engine, so that it is of the same file system, however the folder is mounted.
+    staging = url.folder / "restoring"
+    # Open to the end: nobody else may begin to write what is about to be replaced.
+    with Engine(url) as empty:
+        with closing(empty.client()) as client:
             _refuse_rows(url, client)
-    if _waiting(url):
-        raise BackupError(
-            f"requests wait in {url.log_path}; the store is untouched",
-            "restore into another folder, or insert them first: spanloop up",
-        )
-    url.folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = url.folder.with_name(f"{url.folder.name}.restoring")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        with Engine(StoreUrl.parse(f"chdb://{staging}")) as engine, closing(engine.client()) as client:
-            # Whatever its age, what was kept is restored; what a new store would let go of is decided afterwards.
-            set_retention(client, None)
-            _fill(client, reader, progress, embedded=True)
-            apply_default(client)
-        url.folder.mkdir(mode=0o700, exist_ok=True)
-        shutil.rmtree(url.engine_path, ignore_errors=True)
-        (staging / "engine").replace(url.engine_path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if _waiting(url):
+            raise BackupError(
+                f"requests wait in {url.log_path}; the store is untouched",
+                "restore into another folder, or insert them first: spanloop up",
+            )
+        empty.close_files()
+        leftover = staging if existed else url.folder
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            with Engine(replace(url, path=staging)) as engine, closing(engine.client()) as client:
+                # Whatever its age, what was kept is restored; what a new store would let go of is decided afterwards.
+                set_retention(client, None)
+                _fill(client, reader, progress, scratch=staging)
+                apply_default(client)
+            # Requests that the collector remembers need not be among the rows of the backup: they may come again.
+            (url.log_path / REPEATS).unlink(missing_ok=True)
+            shutil.rmtree(url.engine_path)
+            (staging / "engine").replace(url.engine_path)
+            leftover = staging
+        finally:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _fill(client: Client, reader: Reader, progress: Progress, *, embedded: bool) -> None:
+def _fill(client: Client, reader: Reader, progress: Progress, *, scratch: Path | None) -> None:
+    """Inserts and compares; `scratch`: where the engine in this process may find files, None: it is a server."""
     for name, table in reader.manifest.tables.items():
         present = read_columns(client, name)
         missing = sorted(set(table.columns) - set(present))
@@ -280,12 +295,12 @@ def _fill(client: Client, reader: Reader, progress: Progress, *, embedded: bool)
             progress(f"restoring {name}: {table.rows:,} rows")
         for piece in table.pieces:
             with reader.open(piece) as file:
-                _insert(client, name, list(table.columns), file, embedded=embedded)
+                _insert(client, name, list(table.columns), file, scratch)
         if table.rows:
             _compare(client, name, table)
 
 
-def _insert(client: Client, name: str, columns: list[str], file: IO[bytes], *, embedded: bool) -> None:
+def _insert(client: Client, name: str, columns: list[str], file: IO[bytes], scratch: Path | None) -> None:
     from clickhouse_connect.driver.exceptions import ClickHouseError
 
     settings: dict[str, Any] = {
@@ -295,19 +310,19 @@ def _insert(client: Client, name: str, columns: list[str], file: IO[bytes], *, e
         "max_partitions_per_insert_block": 0,
     }
     try:
-        if embedded:
+        if scratch is not None:
             # The engine reads files; through the client it would unpack the whole piece first.
-            with tempfile.NamedTemporaryFile(suffix=".native.zst") as copy:
+            with tempfile.NamedTemporaryFile(dir=scratch, suffix=".native.zst") as copy:
                 shutil.copyfileobj(file, copy)
                 copy.flush()
                 clause = ", ".join(f"{key} = {value}" for key, value in settings.items())
                 names = ", ".join(map(quote_name, columns))
                 client.command(
-                    f"INSERT INTO {name} ({names}) FROM INFILE '{copy.name}' SETTINGS {clause} FORMAT Native"
+                    f"INSERT INTO {name} ({names}) FROM INFILE {quote(copy.name)} SETTINGS {clause} FORMAT Native"
                 )
         else:
             client.raw_insert(name, columns, unpacked(file), settings, "Native")
-    except ClickHouseError as error:
+    except (ClickHouseError, OSError) as error:
         raise BackupError(
             f"{name} could not be restored: {str(error).splitlines()[0]}",
             "on a server, TRUNCATE what was restored so far, then run the command again",

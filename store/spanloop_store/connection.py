@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from spanloop_store.access import TOKEN_VARIABLE
 from spanloop_store.engine import Engine, _chdb_client, open_engine
 from spanloop_store.errors import StoreUnavailable, StoreUrlError
 from spanloop_store.migrate import migrate as migrate_schema
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
 
 COLLECTOR_VARIABLE = "SPANLOOP_COLLECTOR"
 _CONNECT_TIMEOUT_S = 10
+# Of clickhouse-connect's arguments: what the URL says elsewhere, what is no text, and what `connect` decides.
+_NOT_OPTIONS = {
+    "interface", "host", "port", "username", "password", "database", "settings", "pool_mgr", "headers", "native_codec",
+    "token_provider", "autogenerate_session_id", "session_id", "dedicated_pool",
+}  # fmt: skip
 _UNKNOWN_DATABASE = 81  # ClickHouse error codes
 _AUTHENTICATION_FAILED = 516
+_UNAUTHORIZED = 401  # HTTP
 
 _shared: dict[Path, tuple[Engine, int]] = {}
 _shared_lock = threading.RLock()
@@ -77,6 +85,8 @@ def connect(
                 username=owner.user,
                 password=owner.password,
                 database="default",
+                # Its address is this machine's: no proxy of the environment may see its credential.
+                pool_mgr=_direct_pool(),
             )
         if served:
             raise StoreUnavailable(
@@ -148,8 +158,32 @@ def _connect_server(url: StoreUrl) -> Client:
         password=url.password,
         database=url.database,
         secure=url.secure,
-        **dict(url.options),
+        **_options(url),
     )
+
+
+def _direct_pool() -> Any:
+    from clickhouse_connect.driver.httputil import default_pool_manager
+
+    return default_pool_manager()
+
+
+def _options(url: StoreUrl) -> dict[str, str]:
+    """The URL's `key=value` pairs, each one that clickhouse-connect knows and the rest of the URL does not say.
+
+    Raises:
+        StoreUrlError: another one.
+    """
+    from clickhouse_connect.driver.httpclient import HttpClient
+
+    known = inspect.signature(HttpClient).parameters.keys() - _NOT_OPTIONS
+    for name, _ in url.options:
+        if name not in known:
+            raise StoreUrlError(
+                f"the URL of the ClickHouse server {url.redacted()} has an option {name!r}, which is none",
+                f"use one of clickhouse-connect's: {', '.join(sorted(known))}",
+            )
+    return dict(url.options)
 
 
 def _http_client(what: str, **arguments: Any) -> Client:
@@ -160,9 +194,7 @@ def _http_client(what: str, **arguments: Any) -> Client:
         # Without a session a client may be used for overlapping reads, and the endpoint keeps no engine handle for it.
         return clickhouse_connect.get_client(
             interface="https" if arguments.pop("secure", False) else "http",
-            autogenerate_session_id=False,
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            **arguments,
+            **{"autogenerate_session_id": False, "connect_timeout": _CONNECT_TIMEOUT_S, **arguments},
         )
     except OperationalError as error:
         raise StoreUnavailable(
@@ -215,8 +247,12 @@ class Flushed:
 
 
 def _flush_request(address: str, timeout_s: float) -> urllib.request.Request:
+    token = os.environ.get(TOKEN_VARIABLE)  # a collector beyond loopback asks for it here too
     return urllib.request.Request(  # noqa: S310  # both callers' addresses are http
-        f"{address.rstrip('/')}/flush?timeout_s={timeout_s:g}", method="POST", data=b""
+        f"{address.rstrip('/')}/flush?timeout_s={timeout_s:g}",
+        method="POST",
+        data=b"",
+        headers={"Authorization": f"Bearer {token}"} if token else {},
     )
 
 
@@ -261,6 +297,11 @@ def flush(url: str | StoreUrl | None = None, timeout_s: float = 60) -> Flushed |
         return Flushed(int(answer["acknowledged"]), int(answer["inserted"]))
     except urllib.error.HTTPError as error:
         reason = error.read(2000).decode(errors="replace").strip()
+        if error.code == _UNAUTHORIZED:
+            raise StoreUnavailable(
+                f"the collector at {address} refuses to say what it has stored: HTTP 401 {reason}",
+                f"set {TOKEN_VARIABLE} to the token that the collector was started with",
+            ) from error
         raise StoreUnavailable(
             f"the collector at {address} was not done within {timeout_s:g} s: HTTP {error.code} {reason}",
             "nothing is lost; look at its log, then run the command again",

@@ -21,7 +21,9 @@ _ALTER_TABLE = re.compile(r"\s*ALTER TABLE (\w+) ")
 # Replicated tables have a window of their own, whose default has changed between versions.
 _WINDOW = re.compile(r"\bnon_replicated_deduplication_window = (\d+)")
 _REPLICATED_WINDOW = r"replicated_deduplication_window = \1, replicated_deduplication_window_seconds = 604800"
-_NAME = re.compile(r"[\w-]+|\{\w+\}")
+_CLUSTER = re.compile(r"[\w-]+|\{\w+\}")
+_DATABASE = re.compile(r"[\w-]+")
+_PATH = re.compile(r"(/([\w.-]|\{\w+\})+)+")
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,20 @@ def cluster_ddl(layout: Layout, since: int = 0, steps: Sequence[Migration] | Non
         steps: the migrations; this program's own when None.
 
     Raises:
-        SchemaError: a cluster or database whose name is none.
+        SchemaError: a cluster or database whose name is none, a path that is none, or a migration that is not known here.
     """
-    for what, name in (("cluster", layout.cluster), ("database", layout.database)):
-        if not _NAME.fullmatch(name):
-            raise SchemaError(f"{name!r} is no name of a {what}", "use letters, digits, _ and -")
+    for what, name, form, use in (
+        ("name of a cluster", layout.cluster, _CLUSTER, "letters, digits, _ and -, or a macro as {cluster}"),
+        ("name of a database", layout.database, _DATABASE, "letters, digits, _ and -"),
+        (
+            "path in Keeper",
+            layout.path,
+            _PATH,
+            "/ and names of letters, digits, _, - and ., or macros as {uuid}",
+        ),
+    ):
+        if not form.fullmatch(name):
+            raise SchemaError(f"{name!r} is no {what}", f"use {use}")
     statements = [*_registry_table(SCHEMA_TABLE, layout)] if not since else []
     for step in migrations() if steps is None else steps:
         if step.version <= since:

@@ -47,7 +47,8 @@ _ACCESS_XML = """<clickhouse>
   <roles>
     <spanloop_owner><grants><query>GRANT ALL ON *.*</query></grants></spanloop_owner>
     <{writer}><grants>
-      <query>GRANT SHOW, SELECT, INSERT, ALTER TABLE, ALTER VIEW, CREATE TABLE, CREATE VIEW, CREATE TEMPORARY TABLE, DROP TABLE, DROP VIEW, TRUNCATE, OPTIMIZE ON *.*</query>
+      <query>GRANT SHOW, SELECT, CREATE TEMPORARY TABLE ON *.*</query>
+      <query>GRANT INSERT, ALTER TABLE, ALTER VIEW, CREATE TABLE, CREATE VIEW, DROP TABLE, DROP VIEW, TRUNCATE, OPTIMIZE ON default.*</query>
       {engines}
     </grants></{writer}>
     <{reader}><grants><query>GRANT SHOW, SELECT ON *.*</query></grants></{reader}>
@@ -163,6 +164,13 @@ class Engine:
 
     def close(self) -> None:
         """Closes every client and handle made here, then releases the lock; again is fine."""
+        self.close_files()
+        # Once: another engine's lock may have the descriptor's number by then.
+        descriptor, self._lock = self._lock, -1
+        _release_lock(descriptor)
+
+    def close_files(self) -> None:
+        """Closes every client and handle, so that another path can be opened, and keeps everyone else out until `close`."""
         if self._closed:
             return
         self._closed = True
@@ -172,7 +180,6 @@ class Engine:
                 clients = list(self._clients)
             for client in clients:
                 client.close()
-        _release_lock(self._lock)
 
     def _options(self) -> dict[str, str]:
         return {"config-file": str(self._access)}
@@ -278,10 +285,20 @@ def _take_lock(url: StoreUrl) -> int:
                 if holder and holder != str(os.getpid())
                 else "close the other engine first",
             ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    except OSError as error:
+        os.close(descriptor)
+        raise _cannot_write(url.lock_path, error) from error
     _LOCKS.add(descriptor)
     return descriptor
+
+
+def _cannot_write(path: Path, error: OSError) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"{path} cannot be written: {error.strerror}", "make room on its disk, or check the folder's rights"
+    )
 
 
 # flock survives fork: a child that lives on would keep the store locked after its parent died.
@@ -306,16 +323,17 @@ def _release_lock(descriptor: int) -> None:
 def _write_access(url: StoreUrl) -> Path:
     path = url.folder / "access.xml"
     engines = "\n      ".join(f"<query>GRANT TABLE ENGINE ON {name}</query>" for name in _NETWORK_ENGINES)
-    path.write_text(
-        _ACCESS_XML.format(
-            path=escape(str(path)),
-            memory=memory.engine_bytes(),
-            backups=escape(str(url.folder / "backups")),
-            writer=WRITER_ROLE,
-            reader=READER_ROLE,
-            engines=engines,
-        ),
-        encoding="utf-8",
+    text = _ACCESS_XML.format(
+        path=escape(str(path)),
+        memory=memory.engine_bytes(),
+        backups=escape(str(url.folder / "backups")),
+        writer=WRITER_ROLE,
+        reader=READER_ROLE,
+        engines=engines,
     )
-    path.chmod(0o600)
+    try:
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o600)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     return path

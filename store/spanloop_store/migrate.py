@@ -140,13 +140,14 @@ def migrate(client: Client, steps: Sequence[Migration] | None = None) -> int:
                 adopt(client)
             if step.version in _AFTER:
                 _AFTER[step.version](client)
+            # Before the version is written down: who finds that looks no further.
+            remember_inserts(client)
         except ClickHouseError as error:
             raise SchemaError(
                 f"migration {step.version:04d}_{step.name} failed: {error}",
                 "the earlier versions are untouched; check the rights of the store's user and run the command again",
             ) from error
         client.insert("spanloop_schema", [[step.version, step.name]], column_names=["version", "name"])
-    remember_inserts(client)
     return newest
 
 

@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Final
 
 from spanloop_store.errors import StoreSettingError
-from spanloop_store.tables import TIME_COLUMNS, Table, read_tables
+from spanloop_store.tables import TIME_COLUMNS, Table, holder, read_tables
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -21,9 +21,10 @@ log = logging.getLogger(__name__)
 RETENTION_VARIABLE: Final = "SPANLOOP_RETENTION_DAYS"
 DEFAULT_DAYS: Final = 365
 MOST_DAYS: Final = 36_500
-# A clock that was never set gives times of 1970: such rows say nothing of their age, and stay.
+# A clock that was never set gives times of 1970, a broken one times of the next century: such rows say nothing of their
+# age, and stay.
 _CLOCK_SET: Final = "2000-01-01"
-_NEVER: Final = "2149-06-06"  # the last Date
+_LAST_DAY: Final = date(2149, 6, 6)  # of the type Date; the day after it is in 1970 again
 _EXPRESSION = re.compile(r" TTL (.+?)(?= SETTINGS |$)", re.DOTALL)
 _DAYS = re.compile(r"toIntervalDay\((\d+)\)")
 
@@ -64,15 +65,17 @@ def configured_days(environ: Mapping[str, str] | None = None) -> int | None:
 def ttl_clause(table: str, days: int) -> str:
     """The TTL expression of a table, for CREATE and ALTER."""
     time = TIME_COLUMNS[table]
+    countable = _LAST_DAY - timedelta(days=days)
     return (
-        f"if({time} < toDateTime('{_CLOCK_SET}'), toDate('{_NEVER}'), toDate({time}) + toIntervalDay({days}))"
+        f"if(({time} < toDateTime('{_CLOCK_SET}')) OR ({time} >= toDateTime64('{countable}', 0)),"
+        f" toDate('{_LAST_DAY}'), toDate({time}) + toIntervalDay({days}))"
     )
 
 
 def read_retention(client: Client) -> list[Kept]:
     """What is kept how long, of the tables that exist."""
     tables = read_tables(client)
-    return [_kept(client, table) for name, table in tables.items() if name in TIME_COLUMNS]
+    return [_kept(client, name, holder(tables, name)) for name in tables if name in TIME_COLUMNS]
 
 
 def set_retention(client: Client, days: int | None) -> list[Kept]:
@@ -85,12 +88,12 @@ def set_retention(client: Client, days: int | None) -> list[Kept]:
     """
     if days is not None and not 1 <= days <= MOST_DAYS:
         raise StoreSettingError(f"{days} days cannot be kept", f"give 1 to {MOST_DAYS} days, or --off")
-    for name, table in read_tables(client).items():
-        if name not in TIME_COLUMNS:
-            continue
+    tables = read_tables(client)
+    for name in tables.keys() & TIME_COLUMNS.keys():
+        table = tables[name]
         if days is not None:
             _set_ttl(client, table, days)
-        elif _local_definition(client, table).has_ttl:
+        elif holder(tables, name).has_ttl:
             client.command(f"ALTER TABLE {table.local}{table.on_cluster} REMOVE TTL")
     return read_retention(client)
 
@@ -104,10 +107,11 @@ def apply_default(client: Client) -> None:
     days = configured_days()
     if days is None:
         return
-    tables = {name: table for name, table in read_tables(client).items() if name in TIME_COLUMNS}
+    tables = read_tables(client)
+    names = sorted(tables.keys() & TIME_COLUMNS.keys())
     old = [
         name
-        for name in tables
+        for name in names
         if client.query(
             f"SELECT count() FROM {name} WHERE {TIME_COLUMNS[name]} < now() - toIntervalDay({days})"  # noqa: S608  # constants
             f" AND {TIME_COLUMNS[name]} >= toDateTime('{_CLOCK_SET}')"
@@ -120,30 +124,26 @@ def apply_default(client: Client) -> None:
             days,
         )
         return
-    for table in tables.values():
-        if not _local_definition(client, table).has_ttl:
-            _set_ttl(client, table, days)
+    for name in names:
+        if not holder(tables, name).has_ttl:
+            _set_ttl(client, tables[name], days)
 
 
 def _set_ttl(client: Client, table: Table, days: int) -> None:
-    # Whole partitions: dropping a part is a rename, rewriting it to take single rows out is not.
-    client.command(f"ALTER TABLE {table.local}{table.on_cluster} MODIFY SETTING ttl_only_drop_parts = 1")
+    # Whole partitions: dropping a part is a rename, rewriting it to take single rows out is not. And a change of the days
+    # writes each part's new date, where the default writes all rows of the table again.
+    client.command(
+        f"ALTER TABLE {table.local}{table.on_cluster}"
+        " MODIFY SETTING ttl_only_drop_parts = 1, materialize_ttl_recalculate_only = 1"
+    )
     client.command(f"ALTER TABLE {table.local}{table.on_cluster} MODIFY TTL {ttl_clause(table.name, days)}")
 
 
-def _local_definition(client: Client, table: Table) -> Table:
-    """The table that holds the rows: of a distributed one, its local part on this node."""
-    if not table.cluster:
-        return table
-    local = table.local.split(".")[-1].strip("`")
-    return read_tables(client).get(local, table)
-
-
-def _kept(client: Client, table: Table) -> Kept:
-    match = _EXPRESSION.search(_local_definition(client, table).definition)
+def _kept(client: Client, name: str, table: Table) -> Kept:
+    match = _EXPRESSION.search(table.definition)
     expression = match[1] if match else ""
     days = _DAYS.search(expression)
     oldest, rows = client.query(
-        f"SELECT toDate(min({TIME_COLUMNS[table.name]})), count() FROM {table.name}"  # noqa: S608  # constants
+        f"SELECT toDate(min({TIME_COLUMNS[name]})), count() FROM {name}"  # noqa: S608  # constants
     ).result_rows[0]
-    return Kept(table.name, int(days[1]) if days else None, expression, oldest if rows else None)
+    return Kept(name, int(days[1]) if days else None, expression, oldest if rows else None)

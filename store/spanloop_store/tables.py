@@ -78,6 +78,12 @@ def read_tables(client: Client) -> dict[str, Table]:
     return found
 
 
+def holder(tables: dict[str, Table], name: str) -> Table:
+    """The table that holds the rows of `name`: of a distributed one, its local part on this node, where it has one."""
+    table = tables[name]
+    return tables.get(table.local.split(".")[-1].strip("`"), table) if table.cluster else table
+
+
 def read_columns(client: Client, table: str) -> dict[str, str]:
     """Names and types of a table's columns, in its order, without those that an INSERT may not name."""
     rows: Any = client.query(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from spanloop_store.errors import StoreUrlError
 
 DEFAULT_URL = "chdb:///~/.spanloop"
 URL_VARIABLE = "SPANLOOP_STORE"
 _DEFAULT_PORTS = {"clickhouse": 8123, "clickhouses": 8443}
+_READ_OTHERWISE = re.compile("[%#]")  # what a path may hold and a URL takes for something else
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _EXAMPLES = "use chdb:///absolute/path or clickhouse://user:password@host:8123/database"
+_ENCODED = f"{_EXAMPLES}; in user and password write # as %23, / as %2F, ? as %3F, @ as %40, [ as %5B"
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,25 @@ class StoreUrl:
         if isinstance(text, StoreUrl):
             return text
         text = (text or os.environ.get(URL_VARIABLE) or DEFAULT_URL).strip()
+        # Messages quote nothing of a text that may hold a password: a special character moves it to any part.
+        scheme, _, rest = text.partition("://")
+        scheme = scheme.lower()
+        if scheme not in ("chdb", *_DEFAULT_PORTS) or not rest:
+            named = f"'{scheme}://' " if rest and _SCHEME.fullmatch(scheme) else "it "
+            raise StoreUrlError(f"store URL: {named}is no kind of store that we know", _EXAMPLES)
+        address, _, options = rest.partition("?")
+        if scheme != "chdb" and ("#" in rest or ("@" in options and "@" not in address)):
+            raise StoreUrlError("store URL: a '#' or '?' stands where it ends the address", _ENCODED)
         try:
             parts = urlsplit(text)
             port = parts.port
-        except ValueError as error:
-            raise StoreUrlError(f"store URL: {error}", _EXAMPLES) from error
-        if parts.scheme == "chdb":
-            return cls._embedded(text, parts.netloc, unquote(parts.path), parts.query)
-        if parts.scheme not in _DEFAULT_PORTS:
-            scheme = f"{parts.scheme}://" if parts.scheme and "://" in text else text
-            raise StoreUrlError(f"store URL: {scheme!r} is no kind of store that we know", _EXAMPLES)
+        except ValueError:
+            # Not `from`: what urllib says holds a piece of the password where that has a '/' in it.
+            raise StoreUrlError("store URL: host and port are not HOST:PORT", _ENCODED) from None
+        if scheme == "chdb":
+            return cls._embedded(parts.netloc, parts.path, text)
         if not parts.hostname:
-            raise StoreUrlError(f"store URL: {parts.scheme}:// without a host", _EXAMPLES)
+            raise StoreUrlError(f"store URL: {scheme}:// without a host", _EXAMPLES)
         return cls(
             kind="clickhouse",
             host=parts.hostname,
@@ -75,10 +86,20 @@ class StoreUrl:
         )
 
     @classmethod
-    def _embedded(cls, text: str, netloc: str, path: str, query: str) -> StoreUrl:
+    def _embedded(cls, netloc: str, path: str, text: str) -> StoreUrl:
         # A relative path would name another store in every working directory: chdb://name/… is refused.
-        if netloc or not path.strip("/") or query:
-            raise StoreUrlError(f"store URL: {text!r} names no absolute path", _EXAMPLES)
+        if netloc or not path.strip("/"):
+            raise StoreUrlError("store URL: chdb:// names no absolute path", _EXAMPLES)
+        if "?" in text or "#" in text:
+            raise StoreUrlError(
+                f"store URL: {text!r} has a '?' or '#', behind which nothing is read",
+                "in a folder's name, write # as %23",
+            )
+        path = unquote(path)
+        if "?" in path:
+            raise StoreUrlError(
+                f"store URL: the engine reads a '?' in the name of a folder otherwise: {path!r}", _EXAMPLES
+            )
         home_relative = path.lstrip("/")
         folder = Path(home_relative).expanduser() if home_relative.startswith("~") else Path(path)
         return cls(kind="chdb", path=Path(os.path.realpath(folder)))
@@ -125,9 +146,9 @@ class StoreUrl:
         return self.folder / "lock"
 
     def redacted(self) -> str:
-        """The URL for messages and logs, without its password."""
+        """The URL for messages and logs, without its password; that of a folder can be used again."""
         if self.path is not None:
-            return f"chdb://{self.path}"
+            return "chdb://" + _READ_OTHERWISE.sub(lambda found: quote(found[0]), str(self.path))
         scheme = "clickhouses" if self.secure else "clickhouse"
         host = f"[{self.host}]" if ":" in self.host else self.host
         secret = ":***" if self.password else ""

@@ -135,13 +135,47 @@ def test_a_log_segment_whose_token_alone_survived(client: Client, folders: Folde
     log.seal()
     (segment,) = log.sealed()
     inserter(client, folders).insert(segment.path, Signal.LOGS)
-    client.command(
-        "ALTER TABLE otel_logs DELETE WHERE LogAttributes['number'] = '1' SETTINGS mutations_sync = 1"
+    client.command("ALTER TABLE otel_logs DELETE WHERE 1 SETTINGS mutations_sync = 1")
+    inserter(client, folders).insert(segment.path, Signal.LOGS)
+    assert client.command("SELECT count() FROM otel_logs") == 0, (
+        "the token must be known, or this shows nothing"
     )
     for _ in range(2):
         inserter(client, folders).insert(segment.path, Signal.LOGS, again=True)
         found = client.query("SELECT LogAttributes['number'] AS number FROM otel_logs ORDER BY number")
         assert found.result_rows == [("0",), ("1",), ("2",)]
+
+
+def _log_segment(folders: Folders, pods: list[str], time_ns: int) -> Path:
+    request = ExportLogsServiceRequest()
+    for pod in pods:
+        resource = request.resource_logs.add()
+        resource.resource.attributes.add(key="k8s.pod.name").value.string_value = pod
+        record = resource.scope_logs.add().log_records.add(time_unix_nano=time_ns)
+        record.body.string_value = "request done"
+    log = SegmentLog(folders.log, Signal.LOGS)
+    log.append([request.SerializeToString()], items=len(pods))
+    log.seal()
+    return log.sealed()[-1].path
+
+
+@pytest.mark.parametrize(
+    ("pods", "time_ns"),
+    [(["a"], 0), (["b"], 0), (["b"], 1_700_000_000 * 10**9), (["a", "a"], 1_700_000_000 * 10**9)],
+    ids=["no time", "no time, another pod", "another pod", "twice in one request"],
+)
+def test_another_segments_equal_log_record_hides_none_after_a_crash(
+    pods: list[str], time_ns: int, client: Client, folders: Folders
+) -> None:
+    """A log record has no id: one that says the same at the same time is another one all the same."""
+    first = _log_segment(folders, ["a"], time_ns)
+    inserter(client, folders).insert(first, Signal.LOGS)
+    # The process that began this one died before the engine had any of it.
+    second = _log_segment(folders, pods, time_ns)
+    for _ in range(2):
+        inserter(client, folders).insert(second, Signal.LOGS, again=True)
+        found = client.query("SELECT ResourceAttributes['k8s.pod.name'] AS pod FROM otel_logs ORDER BY pod")
+        assert [pod for (pod,) in found.result_rows] == sorted(["a", *pods])
 
 
 def test_a_refusal_half_way_does_not_repeat_what_was_taken(

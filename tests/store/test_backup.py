@@ -1,7 +1,10 @@
 """Backup and restore: every row comes back with every value, damage is seen, nothing that exists is written over."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,14 @@ from typing import Any
 import pytest
 from tests.collector.served_endpoint import Served, serving_engine
 
-from spanloop_store import Engine, Owner, StoreUnavailable, connect, remove_owner, write_owner
+from spanloop_collector.repeats import Repeats
+from spanloop_exporter.segments import SegmentLog
+from spanloop_store import Engine, Owner, StoreUnavailable, StoreUrl, connect, remove_owner, write_owner
+from spanloop_store.archive import Writer
 from spanloop_store.backup import TABLES, backup, restore, row_hash
 from spanloop_store.errors import BackupError
 from spanloop_store.migrate import migrations
+from spanloop_store.otlp.signals import Signal
 from spanloop_store.tables import LOOKUP, read_columns
 
 SPANS = 300
@@ -167,7 +174,6 @@ def test_damage_is_seen_before_anything_is_restored(made: Path, tmp_path: Path, 
     with pytest.raises(BackupError):
         restore(f"chdb://{tmp_path}/r", str(tmp_path / "b"))
     assert not (tmp_path / "r").exists()
-    assert not (tmp_path / "r.restoring").exists()
 
 
 def test_a_backup_of_a_later_program_is_refused(made: Path, tmp_path: Path) -> None:
@@ -196,12 +202,125 @@ def test_a_backup_that_fails_leaves_nothing(tmp_path: Path, source: tuple[str, d
 def test_requests_that_wait_in_the_log_are_not_forgotten(tmp_path: Path) -> None:
     with Engine(f"chdb://{tmp_path}/s"):
         pass
-    (tmp_path / "s" / "log" / "x.traces.open").write_bytes(b"acknowledged")
+    log = SegmentLog(tmp_path / "s" / "log", Signal.TRACES)
+    log.append([b"acknowledged"])
+    log.close()
     with pytest.raises(BackupError, match="1 segments"):
         backup(f"chdb://{tmp_path}/s", str(tmp_path / "b"))
     with pytest.raises(StoreUnavailable, match="no store"):
         backup(f"chdb://{tmp_path}/nothing", str(tmp_path / "b"))
     assert not (tmp_path / "b").exists()
+
+
+def test_what_the_collector_remembers_is_no_request_that_waits(made: Path, tmp_path: Path) -> None:
+    """And it is forgotten with the rows that it stood for."""
+    url = StoreUrl.parse(f"chdb://{tmp_path}/s")
+    connect(url).close()
+    Repeats(url.log_path).close()
+    (remembered,) = url.log_path.iterdir()
+    assert remembered.stat().st_size
+    backup(url, str(tmp_path / "b"))
+    restore(url, str(made))
+    assert not remembered.exists()
+
+
+HOLD = """
+import sys
+from spanloop_store import Engine
+with Engine(sys.argv[1]) as engine:
+    engine.client().command("INSERT INTO otel_logs (Timestamp, Body) VALUES (now64(9), 'acknowledged')")
+"""
+
+
+def test_nobody_begins_to_write_what_is_being_restored(made: Path, tmp_path: Path) -> None:
+    url = f"chdb://{tmp_path}/s"
+    refused: list[str] = []
+
+    def start_another(line: str) -> None:
+        if not refused and line.startswith("restoring"):
+            other = subprocess.run(
+                [sys.executable, "-c", HOLD, url], capture_output=True, text=True, timeout=60
+            )
+            refused.append(other.stderr)
+
+    restore(url, str(made), start_another)
+    assert "StoreLocked" in refused[0]
+    assert f"process {os.getpid()}" in refused[0]
+    connect(url).close()
+
+
+def test_a_restore_that_fails_leaves_what_was_there(made: Path, tmp_path: Path) -> None:
+    def stop(line: str) -> None:
+        if line.startswith("restoring"):
+            raise KeyboardInterrupt
+
+    connect(f"chdb://{tmp_path}/old").close()
+    (tmp_path / "old" / "quarantine" / "kept").write_text("x")
+    for name in ("old", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            restore(f"chdb://{tmp_path}/{name}", str(made), stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert not (tmp_path / "old" / "restoring").exists()
+    assert (tmp_path / "old" / "quarantine" / "kept").exists()
+    connect(f"chdb://{tmp_path}/old").close()
+
+
+def test_a_folder_whose_name_a_url_reads_otherwise(made: Path, tmp_path: Path) -> None:
+    """Not the store at the part before the sign."""
+    assert restore(f"chdb://{tmp_path}/a%23b%2541", str(made)).rows["otel_traces"] == SPANS
+    assert [path.name for path in tmp_path.iterdir()] == ["a#b%41"]
+
+
+@pytest.mark.parametrize("what", ["table", "file", "bytes", "number"])
+def test_a_manifest_that_says_what_none_of_ours_says(made: Path, tmp_path: Path, what: str) -> None:
+    """Whoever made it must not have SQL run, or read files from elsewhere."""
+    shutil.copytree(made, tmp_path / "b")
+    manifest = tmp_path / "b" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    evil = tmp_path / "evil"
+    if what == "table":
+        sql = f"FUNCTION file('{evil}', 'TSV', 'a String') SELECT 'x' --"
+        pieces = record["tables"]["rewards"]["pieces"]
+        record["tables"][sql] = {"columns": {}, "rows": 0, "hash": 0, "pieces": pieces}
+    elif what == "file":
+        for piece in record["tables"]["rewards"]["pieces"]:
+            piece["file"] = f"../b/{piece['file']}"
+    elif what == "number":
+        record["schema_version"] = "three"
+    manifest.write_bytes(b"\xff{" if what == "bytes" else json.dumps(record).encode())
+    with pytest.raises(BackupError) as caught:
+        restore(f"chdb://{tmp_path}/s", str(tmp_path / "b"))
+    assert caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("name", ["b", "b.tar"])
+def test_two_backups_do_not_write_one_file(
+    source: tuple[str, dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    target = tmp_path / name
+    seen: list[str] = []
+
+    def begin_another(line: str) -> None:
+        if "otel_traces" in line:
+            with pytest.raises(BackupError, match="another backup") as caught:
+                Writer(target)
+            seen.append(caught.value.hint)
+
+    backup(source[0], str(target), begin_another)
+    assert seen
+    assert restore(f"chdb://{tmp_path}/r", str(target)).rows["otel_traces"] == SPANS
+
+
+@pytest.mark.parametrize("name", ["b", "b.tar"])
+def test_what_a_killed_backup_left_is_written_anew(
+    source: tuple[str, dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    kill = "import os, sys, pathlib; from spanloop_store.archive import Writer; w = Writer(pathlib.Path(sys.argv[1])); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", kill, str(tmp_path / name)]).returncode == 9
+    assert (tmp_path / f"{name}.part").exists()
+    assert backup(source[0], str(tmp_path / name)).rows["otel_traces"] == SPANS
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_store_that_is_open_elsewhere_is_not_replaced(tmp_path: Path, made: Path) -> None:

@@ -104,10 +104,20 @@ def test_an_upgrade_is_only_what_is_new() -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [Layout("a'b"), Layout(""), Layout("c", "d; DROP")], ids=["quote", "empty", "more"]
+    "layout",
+    [
+        Layout("a'b"),
+        Layout(""),
+        Layout("c", "d; DROP"),
+        Layout("c", "{database}"),
+        Layout("c", path="/a'b"),
+        Layout("c", path="tables"),
+        Layout("c", path="/a/"),
+    ],
+    ids=["quote", "empty", "more", "macro", "quote in path", "relative path", "slash at the end"],
 )
 def test_names_that_are_none(layout: Layout) -> None:
-    with pytest.raises(SchemaError, match="no name"):
+    with pytest.raises(SchemaError, match=r"is no (name|path)"):
         cluster_ddl(layout)
 
 

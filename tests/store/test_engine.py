@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.collector.served_endpoint import serving
 
 from spanloop_store import (
     Engine,
@@ -135,11 +136,56 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         connect(f"chdb://{tmp_path}/file/store")
 
 
+@pytest.mark.parametrize(("room", "file"), [(0, "lock"), (100, "access.xml")], ids=["lock", "access.xml"])
+def test_a_disk_without_room_is_one_message(url: str, room: int, file: str) -> None:
+    """By a limit on the size of files, which the system reports as it does a full disk."""
+    program = (
+        "import resource, sys; from spanloop_store import Engine, StoreUnavailable\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        "try: Engine(sys.argv[1])\n"
+        "except StoreUnavailable as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True)
+    assert f"{file} cannot be written" in done.stdout, done.stderr
+    assert "next: make room" in done.stdout
+    assert lock_holder(url) is None
+
+
 def test_a_closed_port_is_one_message() -> None:
     with pytest.raises(StoreUnavailable) as caught:
         connect("clickhouse://u:topsecret@127.0.0.1:1/db")
     assert "topsecret" not in str(caught.value)
     assert caught.value.hint
+
+
+def test_a_proxy_of_the_environment_does_not_see_the_owners_credential(tmp_path: Path) -> None:
+    ask = (
+        "import sys; from spanloop_store import connect; print(connect(sys.argv[1]).command('SELECT 6 * 7'))"
+    )
+    with serving(tmp_path) as served:
+        writer, url = served.credentials.writer, served.engine.url
+        address = f"http://127.0.0.1:{served.port}"
+        write_owner(url, Owner(os.getpid(), 1.0, address, user=writer.name, password=writer.password))
+        environ = {**os.environ, "http_proxy": "http://127.0.0.1:1", "no_proxy": ""}
+        asked = subprocess.run(
+            [sys.executable, "-c", ask, url.redacted()], env=environ, capture_output=True, text=True
+        )
+    assert asked.stdout == "42\n", asked.stderr
+
+
+def test_an_engine_that_closed_its_files_lets_nobody_else_in(url: str, tmp_path: Path) -> None:
+    other = f"chdb://{tmp_path}/other"
+    with Engine(url) as engine:
+        engine.close_files()
+        with Engine(other):
+            assert lock_holder(url) == lock_holder(other) == os.getpid()
+        with pytest.raises(StoreUnavailable, match="was closed"):
+            engine.client()
+    with Engine(other):
+        # Its lock may have the descriptor that the first one's had.
+        engine.close()
+        assert lock_holder(url) is None
+        assert lock_holder(other) == os.getpid()
 
 
 def test_flush_without_a_collector_is_nothing(url: str) -> None:

@@ -10,7 +10,7 @@ from tests.store.raw_store import fill
 
 from spanloop_store import Engine
 from spanloop_store.errors import StoreSettingError
-from spanloop_store.retention import DEFAULT_DAYS, configured_days, read_retention, set_retention
+from spanloop_store.retention import DEFAULT_DAYS, MOST_DAYS, configured_days, read_retention, set_retention
 from spanloop_store.tables import REGISTRY, TIME_COLUMNS, read_tables
 
 
@@ -69,6 +69,44 @@ def test_a_clock_that_was_never_set_loses_nothing(client: Any) -> None:
     set_retention(client, 30)
     client.command("INSERT INTO otel_traces (Timestamp, TraceId) VALUES (100, 'clock of 1970')")
     assert names(client)[0] == {"clock of 1970"}
+
+
+@pytest.mark.parametrize("days", [1, 365, MOST_DAYS])
+def test_a_clock_of_the_next_century_loses_nothing(client: Any, days: int) -> None:
+    """The type Date ends in 2149: a day more is one of 1970."""
+    set_retention(client, days)
+    years = ["2099", "2148", "2149", "2150", "2200", "2261"]
+    for year in years:
+        client.command(
+            f"INSERT INTO otel_traces (Timestamp, TraceId) VALUES ('{year}-07-01 00:00:00', '{year}')"
+        )
+        client.command(f"INSERT INTO otel_logs (Timestamp, Body) VALUES ('{year}-07-01 00:00:00', '{year}')")
+    spans, records, _, _ = names(client)
+    assert spans == records == set(years)
+
+
+def test_another_number_of_days_does_not_write_the_rows_again(client: Any) -> None:
+    """A store may be larger than what its disk has left."""
+    set_retention(client, 300)
+    # As of a large table: a small one keeps all columns in one file, which a mutation writes anew.
+    client.command("ALTER TABLE otel_traces MODIFY SETTING min_bytes_for_wide_part = 0")
+    insert(client, 200, "kept")
+    insert(client, 0, "new")
+
+    def files() -> set[int]:
+        paths = client.query(
+            "SELECT path FROM system.parts WHERE table = 'otel_traces' AND active"
+        ).result_rows
+        return {file.stat().st_ino for (path,) in paths for file in Path(path).glob("*.bin")}
+
+    before = files()
+    set_retention(client, 250)
+    client.command("ALTER TABLE otel_traces MATERIALIZE TTL SETTINGS mutations_sync = 1")
+    assert before
+    assert files() == before
+    set_retention(client, 100)
+    client.command("ALTER TABLE otel_traces MATERIALIZE TTL SETTINGS mutations_sync = 1")
+    assert names(client)[0] == {"new"}
 
 
 def test_only_whole_partitions(client: Any) -> None:

@@ -1,6 +1,9 @@
 """Stores of every earlier schema version, and tables of stock collectors, become ours with every row they had."""
 
+import contextlib
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 from chdb import connect
 from tests.store.raw_store import SNAPSHOTS, fill
 
+import spanloop_store.migrate as migrate_module
 from spanloop_store import Engine, SchemaError
 from spanloop_store.adopt import ADDED, COLUMNS, COMPATIBLE, NOT_NEEDED, WRONG, differences
 from spanloop_store.migrate import migrations, schema_version
@@ -110,6 +114,48 @@ def test_a_stock_collectors_ttl_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
         tables = read_tables(engine.client())
     assert "TTL toDate(Timestamp) + toIntervalDay(20000) " in tables["otel_traces"].definition
     assert ttl_clause("otel_logs", 20000) in tables["otel_logs"].definition
+
+
+@pytest.mark.parametrize("at", ["adopt", "apply_default", "remember_inserts"])
+@pytest.mark.parametrize("snapshot", ["version_1", "version_2", "stock_0_141"])
+def test_an_upgrade_that_was_killed_is_finished(
+    tmp_path: Path, fresh: dict[str, Any], snapshot: str, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_client: Any) -> None:
+        raise KeyboardInterrupt
+
+    fill(tmp_path / "s", snapshot)
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate_module, at, killed)
+        patch.setitem(migrate_module._AFTER, 3, migrate_module.apply_default)
+        with contextlib.suppress(KeyboardInterrupt):  # an upgrade from a version adopts nothing
+            Engine(f"chdb://{tmp_path}/s").close()
+    with Engine(f"chdb://{tmp_path}/s") as engine:
+        client = engine.client()
+        assert schema_version(client) == len(migrations())
+        no_row_is_lost(client, snapshot)
+        if snapshot in VERSIONS:
+            tables_are_as_of_a_new_store(client, fresh)
+        else:
+            tables_are_adopted(client)
+
+
+def test_two_programs_upgrade_one_server_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "s", "stock_0_141")
+    monkeypatch.setattr("spanloop_store.engine.migrate", lambda _client: 0)
+    with Engine(f"chdb://{tmp_path}/s") as engine, ThreadPoolExecutor(4) as pool:
+        together = threading.Barrier(4)
+
+        def upgrade(client: Any) -> int:
+            together.wait(60)
+            return migrate_module.migrate(client)
+
+        found = list(pool.map(upgrade, [engine.client() for _ in range(4)]))
+        assert found == [len(migrations())] * 4
+        client = engine.client()
+        no_row_is_lost(client, "stock_0_141")
+        tables_are_adopted(client)
+        a_segment_goes_in_once(client, tmp_path)
 
 
 def test_what_differs_is_said(tmp_path: Path) -> None:

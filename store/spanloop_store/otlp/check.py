@@ -1,13 +1,16 @@
-"""Looks at an export request before it is acknowledged: does it decode, and are its ids ids?"""
+"""Looks at an export request before it is acknowledged: does it decode, are its ids ids, and would the store keep its rows?"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from spanloop_store.errors import InvalidOtlp
+from spanloop_store.expiry import KEEP_MORE, Expiry
+from spanloop_store.otlp.rows import record_time, signed
 from spanloop_store.otlp.signals import Signal, message_type
 
 _ZERO_TRACE = bytes(16)
@@ -24,16 +27,23 @@ class Checked:
         items: spans or log records in `payload`.
         rejected: spans or log records that were left out.
         reason: why, one line; empty when nothing was rejected.
+        expired: of the rejected, those that the store would delete as soon as it has them.
     """
 
     payload: bytes
     items: int
     rejected: int = 0
     reason: str = ""
+    expired: int = 0
 
 
-def check_protobuf(signal: Signal, body: bytes) -> Checked:
-    """Decodes a request and leaves out the items whose ids are invalid.
+def check_protobuf(signal: Signal, body: bytes, expiry: Expiry | None = None) -> Checked:
+    """Decodes a request and leaves out the items whose ids are invalid, or which the store would not keep.
+
+    Args:
+        signal: what it should be.
+        body: its bytes.
+        expiry: which times the table deletes at once; None: none.
 
     Raises:
         InvalidOtlp: the bytes are no export request of this signal.
@@ -53,10 +63,10 @@ def check_protobuf(signal: Signal, body: bytes) -> Checked:
             f"the body holds no field of {message_type(signal).DESCRIPTOR.name}",
             f"send OTLP {signal.value}; a metrics or JSON body needs its own path or content type",
         )
-    return _check(signal, request, body)
+    return _check(signal, request, body, expiry)
 
 
-def check_json(signal: Signal, body: bytes | str) -> Checked:
+def check_json(signal: Signal, body: bytes | str, expiry: Expiry | None = None) -> Checked:
     """The same for OTLP's JSON encoding, whose ids are hex (OTLP 1.7, "JSON Protobuf Encoding").
 
     Raises:
@@ -72,7 +82,7 @@ def check_json(signal: Signal, body: bytes | str) -> Checked:
         raise InvalidOtlp(
             f"the body is no OTLP {signal.value} in JSON: {error}", "check the path and the field"
         ) from error
-    return _check(signal, request, request.SerializeToString())
+    return _check(signal, request, request.SerializeToString(), expiry)
 
 
 def read_document(body: bytes | str) -> dict[str, Any]:
@@ -92,46 +102,100 @@ def read_document(body: bytes | str) -> dict[str, Any]:
     return document
 
 
-def _check(signal: Signal, request: Any, body: bytes) -> Checked:
+def _check(signal: Signal, request: Any, body: bytes, expiry: Expiry | None) -> Checked:
     reasons: Counter[str] = Counter()
-    items = 0
-    groups = (
-        (scope.spans for resource in request.resource_spans for scope in resource.scope_spans)
-        if signal is Signal.TRACES
-        else (scope.log_records for resource in request.resource_logs for scope in resource.scope_logs)
-    )
-    problem = _span_problem if signal is Signal.TRACES else _record_problem
+    items = expired = 0
+    look = _LOOKS[signal]
+    if signal is Signal.TRACES:
+        groups = (scope.spans for resource in request.resource_spans for scope in resource.scope_spans)
+    else:
+        groups = (scope.log_records for resource in request.resource_logs for scope in resource.scope_logs)
+    first, end = expiry.kept if expiry else (0, 1 << 64)
     for group in groups:
-        bad = []
-        for index, item in enumerate(group):
-            if why := problem(item.trace_id, item.span_id):
+        bad = set()
+        for index in look.odd(group, first, end):
+            why = look.problem(group[index])
+            if not why and expiry and (why := expiry.why(signed(look.time(group[index])))):
+                expired += 1
+            if why:
                 reasons[why] += 1
-                bad.append(index)
+                bad.add(index)
         items += len(group) - len(bad)
-        for index in reversed(bad):
-            del group[index]
+        if bad:
+            # Not one by one: each deletion moves all that follow it, and there may be a million.
+            good = [item for index, item in enumerate(group) if index not in bad]
+            del group[:]
+            group.extend(good)
     if reasons:
         body = request.SerializeToString()
     rejected = reasons.total()
-    reason = "; ".join(f"{count} with {why}" for why, count in reasons.items())
-    return Checked(body if items else b"", items, rejected, reason)
+    told = [f"{count} with {why}" for why, count in reasons.items()]
+    reason = "; ".join(told + [KEEP_MORE] * bool(expired))
+    return Checked(body if items else b"", items, rejected, reason, expired)
 
 
-def _span_problem(trace_id: bytes, span_id: bytes) -> str:
-    if len(trace_id) != 16 or trace_id == _ZERO_TRACE:
-        return f"a trace id of {len(trace_id)} bytes" if len(trace_id) != 16 else "a trace id of zeros"
-    if len(span_id) != 8 or span_id == _ZERO_SPAN:
-        return f"a span id of {len(span_id)} bytes" if len(span_id) != 8 else "a span id of zeros"
+def _odd_spans(spans: Any, first: int, end: int) -> list[int]:
+    # The hot path: one expression, and no call a span.
+    return [
+        index
+        for index, span in enumerate(spans)
+        if not (
+            len(trace_id := span.trace_id) == 16
+            and len(span_id := span.span_id) == 8
+            and first <= span.start_time_unix_nano < end
+            and trace_id != _ZERO_TRACE
+            and span_id != _ZERO_SPAN
+        )
+    ]
+
+
+def _odd_records(records: Any, first: int, end: int) -> list[int]:
+    return [
+        index
+        for index, record in enumerate(records)
+        if record.trace_id or record.span_id or not first <= record_time(record) < end
+    ]
+
+
+def _span_problem(span: Any) -> str:
+    for name, found, zero in (
+        ("trace", span.trace_id, _ZERO_TRACE),
+        ("span", span.span_id, _ZERO_SPAN),
+    ):
+        if len(found) != len(zero):
+            return f"a {name} id of {len(found)} bytes"
+        if found == zero:
+            return f"a {name} id of zeros"
     return ""
 
 
-def _record_problem(trace_id: bytes, span_id: bytes) -> str:
+def _record_problem(record: Any) -> str:
     # A log record need not belong to a span (logs.proto: both ids are optional).
-    if trace_id and len(trace_id) != 16:
-        return f"a trace id of {len(trace_id)} bytes"
-    if span_id and len(span_id) != 8:
-        return f"a span id of {len(span_id)} bytes"
+    for name, found, zero in (
+        ("trace", record.trace_id, _ZERO_TRACE),
+        ("span", record.span_id, _ZERO_SPAN),
+    ):
+        if found and len(found) != len(zero):
+            return f"a {name} id of {len(found)} bytes"
     return ""
+
+
+def _span_time(span: Any) -> int:
+    return int(span.start_time_unix_nano)
+
+
+class _Look(NamedTuple):
+    """What is looked at in one kind of items."""
+
+    odd: Callable[[Any, int, int], list[int]]  # places in a group of those that want a closer look
+    problem: Callable[[Any], str]  # what is wrong with the ids of one; empty: nothing
+    time: Callable[[Any], int]  # of one, in nanoseconds
+
+
+_LOOKS = {
+    Signal.TRACES: _Look(_odd_spans, _span_problem, _span_time),
+    Signal.LOGS: _Look(_odd_records, _record_problem, record_time),
+}
 
 
 def _for_protobuf(value: Any) -> Any:

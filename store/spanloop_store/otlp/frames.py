@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+SEGMENT_SUFFIX = ".otlp"  # of a segment's file name
 _MAX_VARINT_BYTES = 10  # a 64-bit length; longer is no varint
 
 

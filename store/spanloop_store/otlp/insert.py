@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError
 
+from spanloop_store.disk import write_synced
 from spanloop_store.errors import SegmentRefused, StoreUnavailable
 from spanloop_store.otlp import queries
-from spanloop_store.otlp.frames import count, frame, frames
+from spanloop_store.otlp.frames import SEGMENT_SUFFIX, count, frame, frames
 from spanloop_store.otlp.hard import is_hard
-from spanloop_store.otlp.queries import PROTOBUF, ROWS_FORMAT, Reach, TimeRange
+from spanloop_store.otlp.queries import PROTOBUF, ROWS_FORMAT, Reach, TimeRange, time_ranges
 from spanloop_store.otlp.rows import rows as python_rows
 from spanloop_store.otlp.rows import times
 from spanloop_store.otlp.signals import Signal, message_type
+from spanloop_store.tables import holder, read_tables
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -92,7 +94,7 @@ class _Attempt:
 
     path: Path
     signal: Signal
-    missing: TimeRange | None  # None: the first attempt, everything is inserted
+    missing: Sequence[TimeRange] | None  # None: the first attempt, everything is inserted
     requests: int
     engine_rows: int = 0
     fallback_rows: int = 0
@@ -141,13 +143,13 @@ class _Transport(Protocol):
         fmt: str,
         token: str,
         data: Path | bytes,
-        missing: TimeRange | None = None,
+        missing: Sequence[TimeRange] | None = None,
         reach: Reach = Reach.ALL,
     ) -> None:
         """One INSERT … SELECT; with a token that was seen already it changes nothing.
 
         Args:
-            missing: insert only rows that the table does not have, whose times lie in here; None: all rows.
+            missing: insert only rows that the table does not have, whose times lie in these; None: all rows.
             reach: of Protobuf, which values are rendered; any other is a SegmentRefused, and no row is inserted.
         """
 
@@ -231,7 +233,7 @@ class SegmentInserter:
         self._insert_group(attempt, PROTOBUF, easy, whole=whole if len(easy) == len(requests) else None)
         self._insert_group(attempt, ROWS_FORMAT, [request for request in requests if request.hard])
         if attempt.missing is not None and signal is Signal.TRACES:
-            _command(self._client, queries.complete_view(), parameters=attempt.missing._asdict())
+            _command(self._client, queries.complete_view(attempt.missing))
         return attempt.result(), len(data)
 
     def _insert_group(
@@ -262,7 +264,7 @@ class SegmentInserter:
             )
             token = name if fmt == PROTOBUF else f"{name}.fallback"
             self._transport.insert(attempt.signal, fmt, token, data, attempt.missing)
-            if attempt.missing is not None:
+            if attempt.missing is not None and self._forgetful(attempt.signal):
                 # Without a token: the one above may be remembered for rows that a crash took.
                 self._transport.insert(attempt.signal, fmt, "", data, attempt.missing)
         except (SegmentRefused, DecodeError) as error:
@@ -285,11 +287,18 @@ class SegmentInserter:
         else:
             attempt.fallback_rows += rows
 
+    def _forgetful(self, signal: Signal) -> bool:
+        """Whether the table may know a token and not its rows. Replicated ones write both in one step; there a replica that
+        lags would say that rows are missing."""
+        tables = read_tables(self._client)
+        return signal.table in tables and holder(tables, signal.table).engine == "MergeTree"
+
     def quarantine(self, name: str, payload: bytes, reason: str) -> None:
         """Keeps bytes that nothing can decode, with the reason beside them."""
         self._quarantine.mkdir(parents=True, exist_ok=True)
-        (self._quarantine / f"{name}.otlp").write_bytes(payload)
         (self._quarantine / f"{name}.reason.txt").write_text(reason + "\n", encoding="utf-8")
+        # The segment is deleted next.
+        write_synced(self._quarantine / f"{name}{SEGMENT_SUFFIX}", payload)
         log.error("quarantined %s (%d bytes) in %s: %s", name, len(payload), self._quarantine, reason)
 
     def _record(self, result: Inserted, size: int) -> None:
@@ -335,7 +344,7 @@ class _Embedded:
         fmt: str,
         token: str,
         data: Path | bytes,
-        missing: TimeRange | None = None,
+        missing: Sequence[TimeRange] | None = None,
         reach: Reach = Reach.ALL,
     ) -> None:
         if isinstance(data, Path):
@@ -352,7 +361,13 @@ class _Embedded:
             part.unlink(missing_ok=True)
 
     def _run(
-        self, signal: Signal, fmt: str, token: str, path: Path, missing: TimeRange | None, reach: Reach
+        self,
+        signal: Signal,
+        fmt: str,
+        token: str,
+        path: Path,
+        missing: Sequence[TimeRange] | None,
+        reach: Reach,
     ) -> None:
         source = queries.file_source(path, fmt, queries.structure(signal, fmt, reach))
         query = queries.insert_query(signal, fmt, source, token, local=True, missing=missing, reach=reach)
@@ -382,7 +397,7 @@ class _Server:
         fmt: str,
         token: str,
         data: Path | bytes,
-        missing: TimeRange | None = None,
+        missing: Sequence[TimeRange] | None = None,
         reach: Reach = Reach.ALL,
     ) -> None:
         source = queries.input_source(queries.structure(signal, fmt, reach))
@@ -411,14 +426,14 @@ def _look(signal: Signal, payload: memoryview) -> tuple[int, bool]:
     return _count(signal, request), is_hard(signal, request)
 
 
-def _times_of(signal: Signal, payloads: Sequence[memoryview]) -> TimeRange:
-    """First and last time in a segment, as the table keeps them."""
+def _times_of(signal: Signal, payloads: Sequence[memoryview]) -> list[TimeRange]:
+    """The times in a segment, as the table keeps them."""
     found: list[int] = []
     for payload in payloads:
         # What does not decode has no rows to look for.
         with contextlib.suppress(DecodeError):
             found += times(signal, message_type(signal).FromString(bytes(payload)))
-    return TimeRange(min(found, default=0), max(found, default=0))
+    return time_ranges(found or [0])
 
 
 def _count(signal: Signal, request: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from functools import cache
 from importlib import resources
@@ -14,6 +15,8 @@ from spanloop_store.otlp.signals import Signal
 
 PROTOBUF = "Protobuf"
 ROWS_FORMAT = "JSONCompactEachRow"
+_DAY_NS = 86_400 * 10**9
+_MAX_RANGES = 64  # in one query
 _FOLDER = resources.files("spanloop_store.otlp")
 
 # Column types of the engine's reader over the messages of traces.proto and logs.proto. The order of a tuple's members is
@@ -107,10 +110,13 @@ _HARD = {
 }
 
 
-# What makes two rows the same one. A log record has no id of its own.
+# What makes two rows the same one. A log record has no id of its own, and two of them may be equal.
 _IDENTITY = {
     Signal.TRACES: "cityHash64(TraceId, SpanId)",
-    Signal.LOGS: "cityHash64(Timestamp, TraceId, SpanId, ServiceName, SeverityText, Body, EventName, toString(LogAttributes))",
+    Signal.LOGS: (
+        "cityHash64(Timestamp, TraceId, SpanId, ServiceName, SeverityText, Body, EventName, ScopeName,"
+        " toString(ResourceAttributes), toString(ScopeAttributes), toString(LogAttributes))"
+    ),
 }
 
 
@@ -119,6 +125,20 @@ class TimeRange(NamedTuple):
 
     first: int
     last: int
+
+
+def time_ranges(times: Iterable[int]) -> list[TimeRange]:
+    """Few intervals that hold all of these times and little else: a span of 1970 must not have the whole table read."""
+    found: dict[int, TimeRange] = {}
+    known, width = set(times), _DAY_NS
+    while True:
+        for time in known:
+            place = time // width
+            first, last = found.get(place, (time, time))
+            found[place] = TimeRange(min(first, time), max(last, time))
+        if len(found) <= _MAX_RANGES:
+            return sorted(found.values())
+        found, width = {}, width * 4
 
 
 def file_source(path: Path, fmt: str, structure: str) -> str:
@@ -145,7 +165,7 @@ def insert_query(
     token: str,
     *,
     local: bool,
-    missing: TimeRange | None = None,
+    missing: Sequence[TimeRange] | None = None,
     reach: Reach = Reach.ALL,
 ) -> str:
     """INSERT … SELECT of a segment's requests (`Protobuf`) or of the fallback's rows, ready but for a FORMAT clause.
@@ -156,7 +176,9 @@ def insert_query(
         source: from `file_source` or `input_source`, with `structure(signal, fmt, reach)`.
         token: the deduplication token: the same insert with the same token happens once; empty: no deduplication.
         local: the engine runs in this process and reads the schema's file; else the schema travels in the query.
-        missing: insert only the rows that the table does not have; their times lie in here. None: all rows.
+        missing: insert only the rows that the table does not have; their times lie in these. None: all rows.
+            Of log records, a day's are inserted where any of them is missing: a day is one part, which is there or not,
+            and a record that is there may be another's equal.
         reach: of Protobuf, which values are rendered; the engine throws (code 395) at any other.
     """
     if fmt == PROTOBUF:
@@ -166,13 +188,13 @@ def insert_query(
         columns = ", ".join(f"{_column(name, kind)} AS `{name}`" for name, kind in COLUMNS[signal].items())
         body = f"INSERT INTO {signal.table} ({names})\nSELECT {columns}\nFROM {source}"
     if missing is not None:
-        body = _only_missing(signal, body, missing)
+        body = _only_missing(signal, body, missing, token=bool(token))
     return f"{body}\n{_settings(signal, fmt, local=local)}, {_insert_settings(token)}"
 
 
-def complete_view() -> str:
-    """INSERT of what `otel_traces_trace_id_ts` lacks of `otel_traces`, with parameters of a `TimeRange`."""
-    return _text("trace_id_ts.sql")
+def complete_view(within: Sequence[TimeRange]) -> str:
+    """INSERT of what `otel_traces_trace_id_ts` lacks of `otel_traces`."""
+    return _fill("trace_id_ts.sql", within=_within(within))
 
 
 def hard_query(signal: Signal, path: Path) -> str:
@@ -191,15 +213,26 @@ def quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _only_missing(signal: Signal, insert: str, within: TimeRange) -> str:
+def _only_missing(signal: Signal, insert: str, missing: Sequence[TimeRange], *, token: bool) -> str:
     """The same INSERT … SELECT without the rows that the table has already."""
     # The names of the table come first, then its SELECT, with or without lambdas in front.
     names, keyword, select = re.split(r"\n(WITH\n|SELECT )", insert, maxsplit=1)
-    identity = _IDENTITY[signal]
-    return (
-        f"{names}\nSELECT * FROM\n(\n{keyword}{select}\n)\nWHERE {identity} NOT IN\n"  # noqa: S608  # constants and numbers
-        f"    (SELECT {identity} FROM {signal.table} WHERE Timestamp >= fromUnixTimestamp64Nano({within.first})"
-        f" AND Timestamp <= fromUnixTimestamp64Nano({within.last}))"
+    return _fill(
+        f"missing_{signal.value}.sql",
+        columns=", ".join(f"`{name}`" for name in COLUMNS[signal]),
+        identity=_IDENTITY[signal],
+        within=_within(missing),
+        # Where the token stands guard: equal records without a time are of many segments.
+        anyway="toUnixTimestamp64Nano(Timestamp) = 0" if token else "0",
+        insert=names,
+        select=keyword + select,
+    )
+
+
+def _within(ranges: Sequence[TimeRange]) -> str:
+    return " OR ".join(
+        f"(Timestamp >= fromUnixTimestamp64Nano({first}) AND Timestamp <= fromUnixTimestamp64Nano({last}))"
+        for first, last in ranges
     )
 
 

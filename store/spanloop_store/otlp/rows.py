@@ -70,14 +70,15 @@ def times(signal: Signal, request: Any) -> Iterator[int]:
     if signal is Signal.TRACES:
         for resource in request.resource_spans:
             for scope in resource.scope_spans:
-                yield from (_signed(span.start_time_unix_nano) for span in scope.spans)
+                yield from (signed(span.start_time_unix_nano) for span in scope.spans)
     else:
         for resource in request.resource_logs:
             for scope in resource.scope_logs:
-                yield from (_signed(_record_time(record)) for record in scope.log_records)
+                yield from (signed(record_time(record)) for record in scope.log_records)
 
 
-def _record_time(record: Any) -> int:
+def record_time(record: Any) -> int:
+    """The time of a log record: its own, else when it was observed; 0: it has none."""
     return int(record.time_unix_nano or record.observed_time_unix_nano)
 
 
@@ -90,7 +91,7 @@ def _span_rows(request: Any) -> Iterator[list[Any]]:
             for span in scope_spans.spans:
                 events, links = span.events, span.links
                 yield [
-                    _signed(span.start_time_unix_nano),
+                    signed(span.start_time_unix_nano),
                     _id(span.trace_id),
                     _id(span.span_id),
                     _id(span.parent_span_id),
@@ -105,7 +106,7 @@ def _span_rows(request: Any) -> Iterator[list[Any]]:
                     (span.end_time_unix_nano - span.start_time_unix_nano) % 2**64,
                     _name(_STATUS, span.status.code),
                     span.status.message,
-                    [_signed(event.time_unix_nano) for event in events],
+                    [signed(event.time_unix_nano) for event in events],
                     [event.name for event in events],
                     [attribute_pairs(event.attributes) for event in events],
                     [_id(link.trace_id) for link in links],
@@ -124,7 +125,7 @@ def _record_rows(request: Any) -> Iterator[list[Any]]:
             scope_attributes = attribute_pairs(scope.attributes)
             for record in scope_logs.log_records:
                 yield [
-                    _signed(_record_time(record)),
+                    signed(record_time(record)),
                     _id(record.trace_id),
                     _id(record.span_id),
                     record.flags & 255,
@@ -147,7 +148,7 @@ def _service_name(attributes: Any) -> str:
     return next((as_text(item.value) for item in attributes if item.key == "service.name"), "")
 
 
-def _signed(nanoseconds: int) -> int:
+def signed(nanoseconds: int) -> int:
     """A fixed64 as the Int64 that DateTime64(9) counts in, as Go converts it."""
     return nanoseconds - 2**64 if nanoseconds >= 2**63 else nanoseconds
 

@@ -1,4 +1,4 @@
--- What the view behind otel_traces should have written for a time range and did not: a crash may take its rows alone.
+-- What the view behind otel_traces should have written for the times {within} and did not: a crash may take its rows alone.
 -- A second row of one trace does no harm, since readers take the least Start and the greatest End.
 INSERT INTO otel_traces_trace_id_ts (TraceId, Start, End)
 SELECT seen.TraceId, seen.Start, seen.End
@@ -6,8 +6,7 @@ FROM
 (
     SELECT TraceId, toDateTime(min(Timestamp)) AS Start, toDateTime(max(Timestamp)) AS End
     FROM otel_traces
-    WHERE Timestamp >= fromUnixTimestamp64Nano({first:Int64}) AND Timestamp <= fromUnixTimestamp64Nano({last:Int64})
-        AND TraceId != ''
+    WHERE ({within}) AND TraceId != ''
     GROUP BY TraceId
 ) AS seen
 LEFT JOIN
@@ -16,8 +15,7 @@ LEFT JOIN
     FROM otel_traces_trace_id_ts
     WHERE TraceId IN
     (
-        SELECT TraceId FROM otel_traces
-        WHERE Timestamp >= fromUnixTimestamp64Nano({first:Int64}) AND Timestamp <= fromUnixTimestamp64Nano({last:Int64})
+        SELECT TraceId FROM otel_traces WHERE {within}
     )
     GROUP BY TraceId
 ) AS known ON known.TraceId = seen.TraceId

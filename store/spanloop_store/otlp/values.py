@@ -9,11 +9,14 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
+# The second is an index into a dictionary that only profiles have (common.proto).
+_NO_VALUE = (None, "string_value_strindex")
+
 
 def as_text(value: Any) -> str:
     """An AnyValue as the exporter writes it into a Map(String, String)."""
     kind = value.WhichOneof("value")
-    if kind is None:
+    if kind in _NO_VALUE:
         return ""
     if kind == "string_value":
         return str(value.string_value)
@@ -54,7 +57,7 @@ def _go_non_finite(number: float) -> str:
 
 def _json(value: Any) -> str:
     kind = value.WhichOneof("value")
-    if kind is None:
+    if kind in _NO_VALUE:
         return "null"
     if kind == "string_value":
         return _string(value.string_value)

@@ -109,6 +109,7 @@ text = (
 )
 scalars = st.one_of(
     st.builds(AnyValue),
+    st.builds(AnyValue, string_value_strindex=st.integers(0, 3)),
     st.builds(AnyValue, string_value=text),
     st.builds(AnyValue, bool_value=st.booleans()),
     st.builds(AnyValue, int_value=st.integers(-(2**63), 2**63 - 1)),
@@ -247,6 +248,7 @@ AS_STRING = [
     (AnyValue(double_value=math.nan), "json: unsupported value: NaN"),
     (AnyValue(bytes_value=b"\x00\xff"), "AP8="),
     (AnyValue(bytes_value=b""), ""),
+    (AnyValue(string_value_strindex=1), ""),  # of profiles alone
     (_array(), "[]"),
     (AnyValue(kvlist_value=KeyValueList()), "{}"),
     (
@@ -337,10 +339,10 @@ def _single(span: Any) -> bytes:
 
 @pytest.mark.parametrize("signal", list(Signal))
 @pytest.mark.parametrize("fmt", [PROTOBUF, ROWS_FORMAT])
-@pytest.mark.parametrize("missing", [None, TimeRange(0, 10**18)])
+@pytest.mark.parametrize("missing", [None, [TimeRange(0, 10**18)]], ids=["all", "missing"])
 @pytest.mark.parametrize("reach", list(Reach), ids=lambda reach: reach.name)
 def test_the_query_for_a_server_parses(
-    client: Client, signal: Signal, fmt: str, missing: TimeRange | None, reach: Reach
+    client: Client, signal: Signal, fmt: str, missing: list[TimeRange] | None, reach: Reach
 ) -> None:
     """Only that: the embedded engine takes no request bodies, so input() itself runs on a server alone."""
     source = input_source(structure(signal, fmt, reach))

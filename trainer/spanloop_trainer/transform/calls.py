@@ -35,15 +35,31 @@ def distinct_calls(calls: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
 
 
 def _share_own_stamps(calls: pl.DataFrame) -> pl.DataFrame:
-    """Give every twin what the exporter wrote on one of them."""
-    own = calls.filter(_has_tokens("own_") | pl.col("own_served_version").is_not_null())
+    """Give every twin what the exporter wrote on one of them.
+
+    Some servers number their answers anew every thousand: an id with two versions, or two lists of tokens, is of two calls,
+    and each keeps what is its own.
+    """
     names = ["own_served_version", *(f"own_{name}" for name in _TOKENS)]
+    own = calls.filter(_has_tokens("own_") | pl.col("own_served_version").is_not_null())
     if own.is_empty():
         return calls
-    ranked = own.sort(_has_tokens("own_"), descending=True, maintain_order=True)
-    first = ranked.unique("response_id", keep="first", maintain_order=True).select("response_id", *names)
-    shared = calls.drop(names).join(first, on="response_id", how="left", maintain_order="left")
-    return shared.select(calls.columns)
+    known = (
+        own.sort(_has_tokens("own_"), descending=True, maintain_order=True)
+        .group_by("response_id", maintain_order=True)
+        .agg(
+            pl.col("own_served_version").drop_nulls().first(),
+            *(pl.col(f"own_{name}").first() for name in _TOKENS),
+            pl.col("own_served_version").drop_nulls().n_unique().alias("versions"),
+            pl.col("own_completion_ids").filter(_has_tokens("own_")).hash().n_unique().alias("answers"),
+        )
+        .filter((pl.col("versions") <= 1) & (pl.col("answers") <= 1))
+        .select("response_id", pl.lit(value=True).alias("known"), *names)
+    )
+    return calls.join(known, on="response_id", how="left", maintain_order="left", suffix="_known").select(
+        pl.when("known").then(f"{name}_known").otherwise(name).alias(name) if name in names else name
+        for name in calls.columns
+    )
 
 
 def _has_tokens(prefix: str = "") -> pl.Expr:
