@@ -41,8 +41,8 @@ _MIDDLE = "the engine is in the middle of an insert"
 # In the order in which a request meets them.
 POINTS = {
     "the log has a new file": Point(_SEGMENTS, "SegmentLog._open", True, 2),
-    _HALF: Point(_SEGMENTS, "_write_all", False, 9),
-    "a request is written and not synced": Point(_SEGMENTS, "_write_all", True, 9),
+    _HALF: Point(_SEGMENTS, "write_all", False, 9),
+    "a request is written and not synced": Point(_SEGMENTS, "write_all", True, 9),
     "a request is synced and not acknowledged": Point(_SEGMENTS, "SegmentLog.append", True, 9),
     "a segment is sealed and not inserted": Point(_INSERT, "SegmentInserter.insert", False, 2),
     _MIDDLE: Point(_INSERT, "_Embedded.insert", False, 2),

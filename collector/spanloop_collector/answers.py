@@ -72,7 +72,7 @@ def refusal_for(error: Exception) -> Refusal:
     """The answer to what the intake raised.
 
     An unforeseen failure is answered with 500, which is final: to try the same again would fail the same way. Not so where
-    only the memory ran out.
+    the machine failed: no memory, no descriptors, a disk that is gone.
     """
     if isinstance(error, Refusal):
         return error
@@ -84,6 +84,10 @@ def refusal_for(error: Exception) -> Refusal:
         return Refusal(503, grpc.StatusCode.UNAVAILABLE, error.message, error.retry_after_s)
     if isinstance(error, MemoryError):
         return Refusal(503, grpc.StatusCode.UNAVAILABLE, "the collector is out of memory", 5)
+    if isinstance(error, OSError):
+        return Refusal(
+            503, grpc.StatusCode.UNAVAILABLE, f"the collector's machine fails: {error.strerror}", 10
+        )
     return Refusal(500, grpc.StatusCode.INTERNAL, "the collector failed; its log says why")
 
 

@@ -24,6 +24,7 @@ from spanloop_collector import grpc_receiver
 from spanloop_collector.addresses import TOKEN_VARIABLE, reserve, token_for
 from spanloop_collector.diagnostics import log_to_stderr
 from spanloop_collector.endpoint import Credentials, make_endpoint
+from spanloop_collector.expiring import Expiring
 from spanloop_collector.folders import open_logs
 from spanloop_collector.http_receiver import make_receiver
 from spanloop_collector.intake import Intake
@@ -33,7 +34,9 @@ from spanloop_collector.tls import Tls
 from spanloop_collector.writer import Writer
 from spanloop_store import Engine, Owner, StoreUrl, connect, remove_owner, write_owner
 from spanloop_store.errors import SpanloopError
+from spanloop_store.expiry import Expiry, read_expiry
 from spanloop_store.otlp.insert import SegmentInserter
+from spanloop_store.otlp.signals import Signal
 
 log = logging.getLogger("spanloop_collector.capture")
 
@@ -138,7 +141,14 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
             max_log_bytes=options.max_log_bytes,
             min_free_bytes=options.min_free_bytes,
         )
-        intake = Intake(logs.segments, writer, statistics, logs.repeats, space)
+
+        def ask_expiry() -> dict[Signal, Expiry]:
+            with contextlib.closing(engine.client() if engine else connect(url, migrate=False)) as client:
+                return read_expiry(client)
+
+        expiring = Expiring(ask_expiry)
+        await stack.enter_async_context(expiring.kept_up())
+        intake = Intake(logs.segments, writer, statistics, logs.repeats, space, expiring)
         server, grpc_port = await grpc_receiver.start_server(
             intake, options.host, options.otlp_grpc_port, token=token, tls=tls
         )

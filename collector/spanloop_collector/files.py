@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -43,6 +44,7 @@ def read_requests(path: Path) -> Iterator[Found]:
         data = path.read_bytes()
         if data.startswith(_GZIP_MAGIC):
             data = gzip.decompress(data)
+        data = data.removeprefix(codecs.BOM_UTF8)  # editors of Windows write it
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ImportFailed(
             f"{path}: the gzip data is cut off or broken: {error}",

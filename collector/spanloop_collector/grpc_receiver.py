@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -64,7 +64,8 @@ async def start_server(
     for service, signal in _SERVICES.items():
         # No deserializer: the log keeps the bytes as they came, and a body that does not decode is INVALID_ARGUMENT, for
         # which gRPC itself would say INTERNAL.
-        handler = grpc.unary_unary_rpc_method_handler(receiver.export(signal))
+        # As a stream, of which there is one message: it is read once the token is seen, and not before.
+        handler = grpc.stream_unary_rpc_method_handler(receiver.export(signal))
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -86,13 +87,18 @@ class _Receiver:
         self._intake = intake
         self._token = token
 
-    def export(self, signal: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    def export(self, signal: str) -> Callable[[AsyncIterator[bytes], Any], Awaitable[bytes]]:
         """The handler of one service's only method."""
 
-        async def handle(body: bytes, context: Any) -> bytes:
+        async def handle(bodies: AsyncIterator[bytes], context: Any) -> bytes:
             try:
+                self._check_token(context)
+                body = await anext(bodies, None)
+                if body is None:
+                    raise Refusal(
+                        400, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message", bad_data=True
+                    )
                 with self._intake.space.in_flight() as room:
-                    self._check_token(context)
                     room.grow(len(body))
                     return await self._take(signal, body)
             except Exception as error:
@@ -113,13 +119,13 @@ class _Receiver:
             raise Refusal(401, grpc.StatusCode.UNAUTHENTICATED, "this collector needs a bearer token")
 
     async def _take(self, signal: str, body: bytes) -> bytes:
+        self._intake.statistics.add(
+            "spanloop_received_bytes_total", len(body), signal=signal, protocol="grpc"
+        )
         if signal == "metrics":
             answer = no_metrics(body, is_json=False)
             self._count(signal, "partial" if answer.partial_success.rejected_data_points else "empty")
             return encode(answer, is_json=False)
-        self._intake.statistics.add(
-            "spanloop_received_bytes_total", len(body), signal=signal, protocol="grpc"
-        )
         taken = await self._intake.take(Signal(signal), body)
         self._count(signal, outcome(taken.checked))
         return encode(accepted(Signal(signal), taken.checked), is_json=False)

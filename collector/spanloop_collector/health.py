@@ -39,6 +39,7 @@ class Health:
     lag_s: float  # age of the oldest of them
     free_bytes: int  # where log and store lie
     quarantine: Quarantined
+    expired: int = 0  # items refused since the start, of times that the store's retention deletes at once
 
     @property
     def accepting(self) -> bool:
@@ -74,6 +75,7 @@ def look(intake: Intake, quarantine: Path) -> Health:
         lag_s=0.0 if oldest is None else max(time.time() - oldest, 0.0),
         free_bytes=verdict.free_bytes,
         quarantine=found,
+        expired=intake.statistics.total("spanloop_items_expired_total"),
     )
 
 

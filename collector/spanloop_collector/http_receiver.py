@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ MAX_BODY_BYTES = (
 _PROTOBUF = "application/x-protobuf"
 _JSON = "application/json"
 _ENCODINGS = "gzip, deflate, zstd, lz4"
+_IDLE_S = 30.0  # without a byte of a body: its sender is gone, and what it sent takes room
+_FLUSHES = 4  # that wait at once; more wait for those
 REPEATED_HEADER = "X-Spanloop-Repeated"  # `true`: the request was logged before
 _TOO_LARGE = "lower OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -85,6 +88,8 @@ class _Receiver:
         self._quarantine = quarantine
         self._token = token
         self._max_body_bytes = max_body_bytes
+        # Not the loop's threads: flushes of an absent store would keep them from all others, the stop included.
+        self._flushes = ThreadPoolExecutor(_FLUSHES, "spanloop-flush")
 
     async def traces(self, request: web.Request) -> web.Response:
         return await self._export(request, Signal.TRACES)
@@ -96,7 +101,11 @@ class _Receiver:
         is_json = _is_json(request)
         try:
             with self._intake.space.in_flight() as room:
-                answer = no_metrics(await self._body(request, room), is_json=is_json)
+                body = await self._body(request, room)
+                if is_json:
+                    answer = await self._intake.parse_json(no_metrics, body, is_json=True)
+                else:
+                    answer = no_metrics(body, is_json=False)
         except Exception as error:
             return self._failed(request, "metrics", error)
         self._count("metrics", "partial" if answer.partial_success.rejected_data_points else "empty")
@@ -140,11 +149,19 @@ class _Receiver:
             raise too_large
         raw = bytearray()
         try:
-            async for chunk in request.content.iter_any():
+            while True:
+                async with asyncio.timeout(_IDLE_S):
+                    chunk = await request.content.readany()
+                if not chunk:
+                    break
                 room.grow(len(chunk))
                 raw += chunk
                 if len(raw) > limit:
                     raise too_large
+        except TimeoutError as error:
+            raise Refusal(
+                408, grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing of the body came for {_IDLE_S:g} s"
+            ) from error
         except (ConnectionError, PayloadEncodingError, web.RequestPayloadError) as error:
             raise Refusal(
                 400, grpc.StatusCode.INVALID_ARGUMENT, f"the body ended early: {error}", bad_data=True
@@ -197,7 +214,9 @@ class _Receiver:
             return web.json_response({"error": "timeout_s is no number"}, status=400)
         statistics = self._intake.statistics
         acknowledged = statistics.total("spanloop_items_acknowledged_total")
-        done = await asyncio.to_thread(self._intake.writer.flush, min(max(timeout_s, 0.0), 3600.0))
+        done = await asyncio.get_running_loop().run_in_executor(
+            self._flushes, self._intake.writer.flush, min(max(timeout_s, 0.0), 3600.0)
+        )
         counts = {"acknowledged": acknowledged, "inserted": statistics.total("spanloop_items_inserted_total")}
         if not done:
             why = self._intake.writer.last_error or "not done in time"
@@ -222,6 +241,8 @@ def _refused(request: web.Request, refusal: Refusal) -> web.Response:
         response.headers["Retry-After"] = str(refusal.retry_after_s)
     if refusal.http == 415:
         response.headers["Accept-Encoding"] = _ENCODINGS  # RFC 9110, 15.5.16
+    if refusal.http == 408:
+        response.force_close()
     if refusal.http == 401:
         response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 11.6.1
     return response

@@ -9,9 +9,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from spanloop_collector.addresses import TOKEN_VARIABLE
 from spanloop_collector.errors import ImportFailed
@@ -22,15 +23,17 @@ from spanloop_collector.repeats import told_apart
 from spanloop_collector.spooled import LeftSpool, left_spools
 from spanloop_store import Engine, StoreUrl, connect, flush, read_owner
 from spanloop_store.errors import StoreUnavailable
+from spanloop_store.expiry import day_of, read_expiry
 from spanloop_store.otlp.insert import SegmentInserter
 from spanloop_store.otlp.rows import times
 from spanloop_store.otlp.signals import Signal, message_type
-from spanloop_store.retention import read_retention
 
 _TIMEOUT_S = 60
 _PATIENCE_S = 60.0  # of a collector that pushes back
 _PROGRESS_S = 2.0
+_QUARTER_NS = 900 * 10**9  # no time zone's day begins within one
 _RETRYABLE = (429, 502, 503, 504)
+_UNAUTHORIZED = 401
 Sink = Callable[[Found], bool]  # whether the request was stored before, and was not stored again
 
 
@@ -85,11 +88,13 @@ def _import(
 
     summary = Summary(files=sum(len(spools[path]) if path in spools else 1 for path in paths))
     url = StoreUrl.parse(store)
-    oldest_s = None
+    found_times: dict[tuple[Signal, int], int] = {}  # one of each quarter of an hour
     for path in paths:
         for found in requests(path):
-            oldest_s = _older(oldest_s, found)
-    _refuse_expired(url, oldest_s)
+            request = message_type(found.signal).FromString(found.checked.payload)
+            for time_ns in times(found.signal, request):
+                found_times.setdefault((found.signal, time_ns // _QUARTER_NS), time_ns)
+    _refuse_expired(url, found_times)
     said = time.monotonic()
     reasons: list[str] = []
     with _sink(url) as send:
@@ -113,23 +118,21 @@ def _import(
     return summary
 
 
-def _older(oldest_s: float | None, found: Found) -> float | None:
-    """The oldest time so far; one that was never set (0) is none."""
-    request = message_type(found.signal).FromString(found.checked.payload)
-    found_s = min((time_ns / 1e9 for time_ns in times(found.signal, request) if time_ns > 0), default=None)
-    return min((one for one in (oldest_s, found_s) if one is not None), default=None)
-
-
-def _refuse_expired(url: StoreUrl, oldest_s: float | None) -> None:
-    """Raises ImportFailed where the engine would delete the oldest rows as soon as it has them."""
-    if oldest_s is None:
+def _refuse_expired(url: StoreUrl, found_times: Mapping[tuple[Signal, int], int]) -> None:
+    """Raises ImportFailed where the store would delete rows as soon as it has them."""
+    if not found_times:
         return
     with contextlib.closing(connect(url)) as client:
-        days = min((kept.days for kept in read_retention(client) if kept.days), default=None)
-    oldest = datetime.fromtimestamp(oldest_s, UTC)
-    if days is not None and oldest < datetime.now(UTC) - timedelta(days=days):
+        expiry = read_expiry(client)
+    gone = [
+        (time_ns, why)
+        for (signal, _), time_ns in found_times.items()
+        if signal in expiry and (why := expiry[signal].why(time_ns))
+    ]
+    if gone:
+        oldest, why = min(gone)
         raise ImportFailed(
-            f"the oldest items are of {oldest:%Y-%m-%d}, and the store keeps {days} days; nothing was stored",
+            f"items of {day_of(oldest)} have {why}; nothing was stored",
             "spanloop store retention --off (or --days N), then import again",
         )
 
@@ -189,14 +192,25 @@ def _post(address: str, found: Found) -> bool:
     while True:
         try:
             with opener.open(request, timeout=_TIMEOUT_S) as answer:
-                return REPEATED_HEADER in answer.headers
+                # Traces and logs have the same answer, but for the names.
+                partial_success = ExportTraceServiceResponse.FromString(answer.read()).partial_success
+                repeated = REPEATED_HEADER in answer.headers
+            if partial_success.rejected_spans:
+                raise ImportFailed(
+                    f"{found.where}: the collector at {address} left out {partial_success.rejected_spans} items:"
+                    f" {partial_success.error_message}",
+                    "a changed retention reaches it within a minute: import again then",
+                )
+            return repeated
         except urllib.error.HTTPError as error:
             if error.code in _RETRYABLE and time.monotonic() < give_up:
                 time.sleep(float(error.headers.get("Retry-After", "1")))
                 continue
             raise ImportFailed(
                 f"{found.where}: the collector at {address} refused it: HTTP {error.code}",
-                "what came before it is stored; look at the collector's messages",
+                f"set {TOKEN_VARIABLE} to the collector's token"
+                if error.code == _UNAUTHORIZED
+                else "what came before it is stored; look at the collector's messages",
             ) from error
         except OSError as error:
             raise StoreUnavailable(

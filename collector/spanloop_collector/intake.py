@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from spanloop_collector.errors import Busy
+from spanloop_collector.expiring import Expiring
 from spanloop_collector.repeats import Repeats, told_apart
 from spanloop_collector.space import Space
 from spanloop_collector.statistics import Statistics
@@ -19,6 +20,8 @@ from spanloop_store.otlp.check import Checked, check_json, check_protobuf
 from spanloop_store.otlp.signals import Signal
 
 log = logging.getLogger(__name__)
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 # Long enough for an insert or two, shorter than what SDKs give a batch before they drop it.
 _NO_ROOM_RETRY_S = 5
@@ -47,6 +50,7 @@ class Intake:
         statistics: counters to add to.
         repeats: which requests were logged before.
         space: when to push back.
+        expiring: what the store would delete at once; None: nothing.
     """
 
     def __init__(
@@ -56,17 +60,21 @@ class Intake:
         statistics: Statistics,
         repeats: Repeats,
         space: Space,
+        expiring: Expiring | None = None,
     ) -> None:
         self.writer = writer
         self.statistics = statistics
         self.space = space
         self._logs = logs
         self._repeats = repeats
+        self._expiring = expiring or Expiring(dict)
         self._waiting: dict[Signal, list[_Waiting]] = {signal: [] for signal in logs}
         self._on_the_way: dict[bytes, asyncio.Future[None]] = {}  # requests whose sync is not done, by digest
         self._committers: dict[Signal, asyncio.Task[None]] = {}
         # Threads of its own: a handful of /flush calls that wait for an absent store would use up the loop's.
         self._threads = ThreadPoolExecutor(len(logs), "spanloop-log")
+        # One: of a JSON document Python makes fifty times its size in objects.
+        self._json = ThreadPoolExecutor(1, "spanloop-json")
 
     @property
     def log_bytes(self) -> int:
@@ -91,13 +99,26 @@ class Intake:
         if refuse := self.space.look(self.log_bytes).refuse:
             error = self.writer.last_error
             raise Busy(f"{refuse}; the store says: {error}" if error else refuse, _NO_ROOM_RETRY_S)
-        checked = check_json(signal, body) if is_json else check_protobuf(signal, body)
+        expiry = self._expiring.of(signal)
+        if is_json:
+            checked = await self.parse_json(check_json, signal, body, expiry)
+        else:
+            checked = check_protobuf(signal, body, expiry)
         repeated = False
         if checked.payload:
             repeated = await self._commit(signal, checked)
         if checked.rejected:
             self.statistics.add("spanloop_items_rejected_total", checked.rejected, signal=signal.value)
+            self.statistics.add("spanloop_items_expired_total", checked.expired, signal=signal.value)
+            self._expiring.said(signal, checked)
         return Taken(checked, repeated)
+
+    async def parse_json(
+        self, parse: Callable[_Arguments, _Result], *args: _Arguments.args, **settings: _Arguments.kwargs
+    ) -> _Result:
+        """Calls what parses JSON in a thread: it takes half a second a MiB, and other senders want answers meanwhile."""
+        work = partial(parse, *args, **settings)
+        return await asyncio.get_running_loop().run_in_executor(self._json, work)
 
     async def _commit(self, signal: Signal, checked: Checked) -> bool:
         """Whether it was there before; on return it is on the disk in either case."""

@@ -49,7 +49,9 @@ class Repeats:
     def __init__(self, folder: Path, capacity: int = WINDOW) -> None:
         self._path = folder / FILE_NAME
         self._capacity = capacity
+        # Guards what is in memory, and is never held while the disk works: the receivers' loop asks for it.
         self._lock = threading.Lock()
+        self._writing = threading.Lock()  # guards the file; taken first
         self._known: set[bytes] = set()
         self._order: deque[bytes] = deque()
         self._live: dict[str, list[bytes]] = {}  # by segment: what is not in the file yet
@@ -93,8 +95,9 @@ class Repeats:
         A file that cannot be written does not keep the segment: its rows are in the store, and on a full disk it is the
         very thing that has to go. Its requests are then forgotten at the next restart, and the log says so.
         """
-        with self._lock:
-            digests = self._live.pop(segment.name, [])
+        with self._writing:
+            with self._lock:
+                digests = self._live.pop(segment.name, [])
             if not digests:
                 return
             try:
@@ -111,7 +114,7 @@ class Repeats:
 
     def close(self) -> None:
         """Closes the file."""
-        with self._lock:
+        with self._writing:
             if self._descriptor is not None:
                 os.close(self._descriptor)
             self._descriptor = None

@@ -31,13 +31,17 @@ _COUNTERS = {
     ),
     "spanloop_received_bytes_total": _Metric(
         "Bytes of request bodies, unpacked, by signal and protocol.",
-        {"signal": _SIGNALS, "protocol": _PROTOCOLS},
+        {"signal": (*_SIGNALS, "metrics"), "protocol": _PROTOCOLS},
     ),
     "spanloop_items_acknowledged_total": _Metric(
         "Spans and log records that are durable in the log, by signal.", _BY_SIGNAL
     ),
     "spanloop_items_rejected_total": _Metric(
         "Spans and log records refused through partial_success, by signal.", _BY_SIGNAL
+    ),
+    "spanloop_items_expired_total": _Metric(
+        "Of those, spans and log records of times that the store's retention deletes at once, by signal.",
+        _BY_SIGNAL,
     ),
     "spanloop_items_inserted_total": _Metric(
         "Spans and log records in the tables, by signal and decoder.",

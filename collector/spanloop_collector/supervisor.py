@@ -7,11 +7,13 @@ import contextlib
 import ctypes
 import json
 import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +30,8 @@ from spanloop_store.errors import StoreLocked
 log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-_START_S = 60.0  # a store with much to recover, on a slow disk
+# A log of --max-log (4 GiB) is read twice, on a disk of 20 MB/s. Given up sooner, it would never be replayed.
+_START_S = 600.0
 _STOP_S = 40.0  # longer than what either child allows itself, so that SIGKILL is for a child that hangs
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
@@ -36,6 +39,8 @@ _STABLE_S = 60.0  # a child that lived this long starts again without a pause
 _POLL_S = 0.05
 _LINE_BYTES = 1 << 16  # of a child's message, before it is shown in pieces
 _PR_SET_PDEATHSIG = 1
+# Found before the fork: its child may take no lock of the loader.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,7 @@ class Child:
             stderr=asyncio.subprocess.PIPE,
             # A Ctrl-C in the terminal is for the supervisor, which stops the two in order.
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(_die_with_parent, os.getpid()),
         )
         self._forwarder = asyncio.create_task(self._forward(self._process))
         return self._process
@@ -240,8 +245,10 @@ class Child:
             self._errors = [*self._errors[-20:], line]
             # A failed start is raised as one clear error; anything else is shown as it comes.
             if not line.startswith(("error: ", "next: ")):
-                sys.stderr.write(f"{self.name}: {line}\n")
-                sys.stderr.flush()
+                # Who read our messages may be gone. A child whose pipe nobody empties would stop at its next one.
+                with contextlib.suppress(OSError):
+                    sys.stderr.write(f"{self.name}: {line}\n")
+                    sys.stderr.flush()
 
     async def _failure(self) -> ChildFailed:
         assert self._process is not None
@@ -340,7 +347,9 @@ def _port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Linux: a supervisor that is killed takes its children along, instead of leaving the store locked."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before that
+            os._exit(1)

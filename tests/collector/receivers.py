@@ -16,6 +16,7 @@ from aiohttp import web
 
 from spanloop_collector import grpc_receiver
 from spanloop_collector.addresses import reserve
+from spanloop_collector.expiring import Expiring
 from spanloop_collector.folders import Folders, Logs, recovered
 from spanloop_collector.http_receiver import MAX_BODY_BYTES, make_receiver
 from spanloop_collector.intake import Intake
@@ -87,7 +88,12 @@ def no_store() -> SegmentInserter:
 
 @contextlib.contextmanager
 def receivers(
-    folder: Path, *, token: str | None = None, max_body_bytes: int = MAX_BODY_BYTES, **space: int
+    folder: Path,
+    *,
+    token: str | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    expiring: Expiring | None = None,
+    **space: int,
 ) -> Iterator[Receivers]:
     """Both, listening on free ports of loopback."""
     loop = asyncio.new_event_loop()
@@ -101,7 +107,7 @@ def receivers(
         logs = recovered(Folders(folder / "log", folder / "quarantine"))
         statistics = Statistics()
         writer = Writer(logs.segments, no_store, statistics)
-        intake = Intake(logs.segments, writer, statistics, logs.repeats, Space([folder], **space))
+        intake = Intake(logs.segments, writer, statistics, logs.repeats, Space([folder], **space), expiring)
         app = make_receiver(
             intake, quarantine=logs.folders.quarantine, token=token, max_body_bytes=max_body_bytes
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import sys
 import zlib
 from collections.abc import Callable
@@ -52,6 +53,23 @@ def test_a_cut_or_broken_body_is_refused(encoding: str) -> None:
     for broken in (body[:-9], body[:1], b"plain text", body + b"trailing"):
         with pytest.raises(BadEncoding):
             decode(broken, encoding, 1000)
+
+
+@packed_ones
+def test_members_without_end_are_refused(encoding: str) -> None:
+    """Each costs 20 bytes to send and copies all that follows it: 64 MiB of them would hold the receivers for an hour."""
+    with pytest.raises(BadEncoding, match="more than 10000 members"):
+        decode(PACKERS[encoding](b"") * 10_001, encoding, 1000)
+    assert decode(PACKERS[encoding](b"x") * 1000, encoding, 1000) == b"x" * 1000
+
+
+@packed_ones
+def test_members_may_end_anywhere(encoding: str) -> None:
+    """Before, at and behind the pieces that are unpacked one at a time."""
+    noise = random.Random(1).randbytes(70_000)
+    for cut in (1, 65_000, 65_530, 65_536, 65_540, 69_999):
+        body = PACKERS[encoding](noise[:cut]) + PACKERS[encoding](noise[cut:])
+        assert decode(body, encoding, len(noise)) == noise
 
 
 def test_an_unknown_encoding_is_told_apart() -> None:

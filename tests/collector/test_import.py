@@ -62,6 +62,24 @@ def test_every_format_is_recognised(
     assert sum(item.checked.items for item in found if item.signal == "traces") == spans
 
 
+def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
+    path = tmp_path / "saved.json"
+    path.write_bytes(b"\xef\xbb\xbf" + TRACES.read_bytes())
+    assert [found.checked.items for found in read_requests(path)] == [SPANS_IN_TRACES]
+
+
+def test_what_a_collector_leaves_out_is_not_taken_for_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It learns of a retention that was just changed a minute later; a spool would be deleted by then."""
+    old = write(tmp_path, "delimited")
+    with running(tmp_path / "store", SPANLOOP_RETENTION_DAYS="30") as capture:
+        with contextlib.closing(connect(capture.url)) as client:
+            set_retention(client, None)
+        with pytest.raises(ImportFailed, match="left out 1 items: 1 with a time before"):
+            import_files(capture.url, [old], lambda _: None)
+
+
 def test_import_without_a_collector_opens_the_store_itself(tmp_path: Path) -> None:
     store = f"chdb://{tmp_path}/store"
     files = [write(tmp_path, "jsonl"), write(tmp_path, "delimited")]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import errno
 import gzip
 import json
+import os
+import socket
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
@@ -280,6 +285,48 @@ def test_without_the_token_requests_are_unauthenticated(tmp_path: Path) -> None:
         assert refused(both.grpc, b"", signal="metrics")[0] is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_the_token_is_asked_for_before_a_message_is_read(tmp_path: Path) -> None:
+    """Else whoever reaches the port fills the memory: here nothing is sent before the answer."""
+    answered = threading.Event()
+
+    def body() -> Iterator[bytes]:
+        answered.wait(PATIENCE_S)
+        yield BODY
+
+    with (
+        receivers(tmp_path, token="s3cret", min_free_bytes=0) as both,
+        grpc.insecure_channel(both.grpc) as channel,
+    ):
+        call = channel.stream_unary(f"/{SERVICE.format('trace', 'Trace')}/Export")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(body(), timeout=PATIENCE_S / 2)
+        answered.set()
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_call_without_a_message_is_invalid(both: Receivers) -> None:
+    with grpc.insecure_channel(both.grpc) as channel:
+        call = channel.stream_unary(f"/{SERVICE.format('trace', 'Trace')}/Export")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(iter(()), timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_machine_that_fails_is_retryable(both: Receivers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures: 500 would be final, and the disk may come back."""
+
+    def gone(folder: Path) -> os.statvfs_result:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spanloop_collector.space.os.statvfs", gone)
+        answer = both.post(body=BODY)
+        code, status = refused(both.grpc, BODY)
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "10")
+    assert (code, unpacked(status, RetryInfo).retry_delay.seconds) == (grpc.StatusCode.UNAVAILABLE, 10)
+    assert both.post(body=BODY).status == 200
+
+
 # --- throttling ------------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +361,24 @@ def test_too_many_bytes_at_once_are_retryable(tmp_path: Path) -> None:
         # Alone, a request of any permitted size fits.
         assert both.post(body=trace_request("large", text="x" * 5000).SerializeToString()).status == 200
         assert both.intake.space.in_flight_bytes == 0
+
+
+def test_a_body_that_does_not_go_on_gives_its_room_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sender is gone without a word; a few such would keep all others out for the hours that TCP takes to notice."""
+    with receivers(tmp_path, max_in_flight_bytes=4000, min_free_bytes=0) as both:
+        address = urlsplit(both.http)
+        with (
+            monkeypatch.context() as patch,
+            socket.create_connection((str(address.hostname), int(address.port or 0)), PATIENCE_S) as sender,
+        ):
+            patch.setattr("spanloop_collector.http_receiver._IDLE_S", 0.05)
+            head = f"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: {PROTOBUF}\r\nContent-Length: 5000\r\n\r\n"
+            sender.sendall(head.encode() + bytes(3999))
+            assert sender.recv(100).startswith(b"HTTP/1.1 408 ")
+        assert both.intake.space.in_flight_bytes == 0
+        assert both.post(body=BODY).status == 200
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -496,8 +561,6 @@ def test_protobuf_and_json_share_a_port(both: Receivers) -> None:
 
 
 def test_a_sender_that_goes_away_half_way_stores_nothing(both: Receivers) -> None:
-    import socket
-
     host, port = both.http.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as sender:
         head = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
 import sys
 
 import pytest
@@ -41,6 +43,35 @@ def test_a_child_is_never_stopped_by_a_full_pipe(capfd: pytest.CaptureFixture[st
     shown = capfd.readouterr().err
     assert shown.count("x") == 300_000
     assert "capture: last word" in shown
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader has ended."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_child_goes_on_when_nobody_reads_our_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`spanloop up 2>&1 | head`: its pipe must be emptied all the same, or it stops at a log line."""
+    code = f"""if True:
+        import sys
+        print({ADDRESSES!r}, flush=True)
+        for _ in range(300):
+            sys.stderr.write("x" * 1000 + "\\n")
+            sys.stderr.flush()
+    """
+
+    async def scenario() -> int:
+        process = child(code)
+        await process.start_and_read()
+        assert process._process is not None
+        status = await asyncio.wait_for(process._process.wait(), PATIENCE_S)
+        await process.stop()
+        return status
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert asyncio.run(scenario()) == 0
 
 
 def test_a_child_that_prints_something_else_is_a_clear_failure() -> None:

@@ -119,6 +119,12 @@ def _print(status: dict[str, Any]) -> None:
             + (f" (the oldest for {health['lag_s']:.0f} s)" if health["log_bytes"] else ""),
             fg=None if health["status"] == "ok" else "yellow",
         )
+        if health["expired"]:
+            click.secho(
+                f"  expired: {health['expired']:,} items were refused since its start, older than the store keeps:"
+                " spanloop store retention",
+                fg="yellow",
+            )
         for part in ("store", "disk"):
             if health[part] != "ok":
                 click.secho(f"  {part}: {health[part]}", fg="yellow")
