@@ -24,6 +24,9 @@ COMMANDS = {
     "report": "Write one self-contained HTML page of a run.",
     "show": "Print one episode: messages, tool calls, rewards.",
 }
+# What else a command needs to be installed; the others run on the base install.
+EXTRAS = {"up": "collector", "import": "collector"}
+EXTRAS |= dict.fromkeys(("build", "train", "serve", "evaluate", "report", "show"), "trainer")
 
 
 class LazyGroup(click.Group):
@@ -69,6 +72,15 @@ def main() -> None:
         click.secho(f"error: {error.message}", err=True, fg="red")
         if error.hint:
             click.echo(f"next:  {error.hint}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        name = next((word for word in sys.argv[1:] if word in COMMANDS), "")
+        if name not in EXTRAS or (error.name or "").startswith("spanloop"):
+            raise
+        click.secho(
+            f"error: spanloop {name} needs {error.name}, which is not installed here", err=True, fg="red"
+        )
+        click.echo(f"next:  pip install 'spanloop[{EXTRAS[name]}]'", err=True)
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that is not ours: foreseen in general, if not in place
         click.secho(f"error: {error}", err=True, fg="red")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import threading
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import trustme
 from aiohttp import web
 from tests.cli.test_doctor import install
+from tests.collector import capture_process
 from tests.helpers.openai_stub import serve_app
 
 from spanloop.doctor import captured, installed, reach, settings, spool, store, versions
@@ -23,6 +25,9 @@ from spanloop.doctor.check import Check
 from spanloop.doctor.trial import Call, Instrumentor, Library, Processor, SpanFacts, Trial
 from spanloop_exporter.segments import SegmentLog
 from spanloop_exporter.spooling.bounds import FULL, Bookkeeper
+from spanloop_exporter.spooling.settings import Endpoint
+from spanloop_exporter.spooling.targets import OtlpTarget
+from spanloop_store import connect, read_owner
 from spanloop_store.otlp.signals import Signal
 
 GOOD = {
@@ -30,6 +35,9 @@ GOOD = {
     "opentelemetry-instrumentation": "0.66b1",
     "opentelemetry-distro": "0.66b1",
 }
+
+
+CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 def only(checks: Iterator[Check]) -> Check:
@@ -203,6 +211,8 @@ def test_token_ids_that_are_asked_for_are_recorded() -> None:
     asked = {"SPANLOOP_CAPTURE_TOKENS": "true"}
     assert captured.check_tokens(trial(span()), {}).status == "ok"
     assert captured.check_tokens(trial(span()), asked).status == "FAIL"
+    # The exporter takes this for a yes as well.
+    assert captured.check_tokens(trial(span()), {"SPANLOOP_CAPTURE_TOKENS": "Yes"}).status == "FAIL"
     assert captured.check_tokens(trial(span(keys=["spanloop.completion_token_ids"])), asked).status == "ok"
 
 
@@ -294,29 +304,70 @@ def test_queue_propagation_and_numbers() -> None:
     assert "joined" in settings.check_propagation(sent, joined).detail
     assert settings.check_propagation(sent, {"TRACEPARENT": f"00-{'0' * 32}-{'b' * 16}-01"}).status == "warn"
     assert (
-        only(settings.check_numbers({"SPANLOOP_SPOOL_MAX_AGE_S": "-1"})).fix
+        only(settings.check_values({"SPANLOOP_SPOOL_MAX_AGE_S": "-1"})).fix
         == "unset SPANLOOP_SPOOL_MAX_AGE_S"
     )
-    assert list(settings.check_numbers({"SPANLOOP_SPOOL_MAX_AGE_S": "60"})) == []
+    assert (
+        list(settings.check_values({"SPANLOOP_SPOOL_MAX_AGE_S": "60", "SPANLOOP_CAPTURE_TOKENS": "Yes"}))
+        == []
+    )
+    flag = only(settings.check_values({"SPANLOOP_CAPTURE_TOKENS": "ture"}))
+    assert (flag.status, flag.fix) == ("warn", "export SPANLOOP_CAPTURE_TOKENS=true")
     assert settings.check_disabled({"OTEL_SDK_DISABLED": "true"}).fix == "unset OTEL_SDK_DISABLED"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("OTEL_TRACE_EXPORTER", "OTEL_TRACES_EXPORTER"),
+        ("OTEL_EXPORTER_OTLP_ENPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        ("OTEL_SERVICENAME", "OTEL_SERVICE_NAME"),
+        ("OTEL_PYTHON_DISABLED_INSTRUMENTATION", "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"),
+        ("SPANLOOP_CAPTURE_TOKEN", "SPANLOOP_CAPTURE_TOKENS"),
+        ("SPANLOOP_SPOL", "SPANLOOP_SPOOL"),
+    ],
+)
+def test_a_variable_that_is_misspelt(name: str, meant: str) -> None:
+    check = only(settings.check_names({name: "secret", "PATH": "/bin"}))
+    assert (check.status, check.fix) == ("warn", f'export {meant}="${name}"; unset {name}')
+    assert "secret" not in str(check)
+
+
+def test_variables_that_are_not_misspelt() -> None:
+    described = re.findall(
+        r"^\| `(SPANLOOP_\w+)` \|", CONFIGURATION.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    # Of other programs: of Grafana, of other instrumentations, of a signal that is not in the SDK yet.
+    foreign = ["SPANLOOP_READER_USER", "SPANLOOP_DASHBOARDS", "OTEL_PYTHON_FASTAPI_EXCLUDED_URLS"]
+    foreign += ["OTEL_EXPORTER_OTLP_PROFILES_ENDPOINT", "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"]
+    assert list(settings.check_names(dict.fromkeys([*described, *foreign], "x"))) == []
+    assert set(described) == settings._OURS
 
 
 # ---- the way out
 
 
 @contextmanager
-def collector(*, token: str = "", health: int = 200, date: str = "") -> Iterator[str]:
+def collector(
+    *, token: str = "", health: int = 200, state: str = "ok", date: str = "", accepted: int = 200
+) -> Iterator[str]:
     """Answers exports as a collector does; its own date if one is given."""
 
     async def export(request: web.Request) -> web.Response:
         shown = request.headers.get("authorization")
-        status = 200 if not token or shown == f"Bearer {token}" else 401
+        status = accepted if not token or shown == f"Bearer {token}" else 401
         return web.Response(status=status, headers={"date": date} if date else None)
 
     async def healthz(_request: web.Request) -> web.Response:
-        return web.json_response({"store": "away"}, status=health)
+        return web.json_response({"status": state, "store": "ok" if state == "ok" else "away"}, status=health)
 
     app = web.Application()
+
+    async def moved(_request: web.Request) -> web.Response:
+        raise web.HTTPFound("/v1/traces")
+
+    app.router.add_post("/moved/v1/traces", moved)
+    app.router.add_get("/v1/traces", healthz)  # where a client that follows a redirect ends
     app.router.add_post("/v1/traces", export)
     app.router.add_get("/healthz", healthz)
     with serve_app(app) as url:
@@ -340,8 +391,66 @@ def test_a_collector_that_takes_spans() -> None:
 def test_a_collector_that_is_not_ours_or_not_well() -> None:
     with collector(health=404) as url:
         assert "not Spanloop's" in ask(url)["collector"].detail
-    with collector(health=503) as url:
+    with collector(health=503, state="refusing") as url:
         assert ask(url)["collector"].status == "warn"
+    # It takes requests and answers 200, and its store takes nothing.
+    with collector(state="degraded") as url:
+        check = ask(url)["collector"]
+        assert (check.status, check.detail) == ("warn", f"{url}/healthz is degraded: store: away")
+
+
+def test_any_success_is_one_and_a_redirect_is_none() -> None:
+    """As the exporter sees it."""
+    with collector(accepted=202) as url:
+        assert ask(url)["exporter"].status == "ok"
+        moved = ask(f"{url}/moved")["exporter"]
+    assert (moved.status, "answers 302" in moved.detail) == ("FAIL", True)
+
+
+@pytest.mark.parametrize(
+    ("url", "detail"),
+    [
+        ("http://[::1", "is no address"),
+        ("http://127.0.0.1:43x8", "is no address"),
+        ("localhost:4318", "is no address"),
+        ("http://", "is no address"),
+    ],
+)
+def test_an_address_that_is_none(url: str, detail: str) -> None:
+    check = ask(url)["exporter"]
+    assert (check.status, detail in check.detail) == ("FAIL", True)
+    assert check.fix == "export OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4318"
+    # In the agent it is named in a message, which must not fail.
+    assert OtlpTarget(Endpoint(url)).name == url
+
+
+def test_the_port_of_grpc() -> None:
+    with grpc_collector() as endpoint:
+        check = ask(f"http://{endpoint}")["exporter"]
+    assert (check.status, "not in HTTP" in check.detail) == ("FAIL", True)
+    assert check.fix == "export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318"
+
+
+def test_a_proxy_that_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter goes through it, so the doctor does."""
+    monkeypatch.setenv("http_proxy", "http://user:hidden@127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with collector() as url:
+        check = ask(url)["exporter"]
+        assert (check.status, "through the proxy http://127.0.0.1:1" in check.detail) == ("FAIL", True)
+        assert "hidden" not in str(check)
+        monkeypatch.setenv(*check.fix.removeprefix("export ").split("="))
+        assert ask(url)["exporter"].status == "ok"
+
+
+def test_no_secret_is_shown() -> None:
+    with collector() as url:
+        named = ask(url.replace("//", "//user:hidden@"))
+        broken = ask(url, OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20hid%0Aden")
+    assert named["exporter"].status == "ok"
+    assert broken["exporter"].status == "FAIL"
+    assert not any("hid" in str(check) for check in (*named.values(), *broken.values()))
 
 
 def test_a_token_that_is_missing_wrong_or_right() -> None:
@@ -407,6 +516,9 @@ def test_a_certificate_that_is_not_trusted_and_then_is(tmp_path: Path) -> None:
         unknown = ask(url)["exporter"]
         known = ask(url, OTEL_EXPORTER_OTLP_CERTIFICATE=str(certificate))["exporter"]
         gone = ask(url, OTEL_EXPORTER_OTLP_CERTIFICATE=str(tmp_path / "gone.pem"))["exporter"]
+        (tmp_path / "none.pem").write_text("no certificate")
+        none = ask(url, OTEL_EXPORTER_OTLP_CERTIFICATE=str(tmp_path / "none.pem"))["exporter"]
+    assert (none.status, "none.pem cannot be used" in none.detail) == ("FAIL", True)
     assert (unknown.status, known.status, gone.status) == ("FAIL", "ok", "FAIL")
     assert "TLS fails" in unknown.detail
     assert unknown.fix.startswith("export OTEL_EXPORTER_OTLP_CERTIFICATE=")
@@ -476,6 +588,23 @@ def test_a_clickhouse_server_that_is_away() -> None:
     assert "hidden" not in str(check)
 
 
+def test_a_clickhouse_server_with_and_without_tables(tmp_path: Path) -> None:
+    with capture_process.running(tmp_path / "s") as capture:
+        owner = read_owner(capture.url)
+        assert owner is not None
+        user = f"clickhouse://{owner.user}:{owner.password}@"
+        url = capture.clickhouse.replace("http://", user) + "/default"
+        assert reach.check_server(url).status == "ok"
+        with closing(connect(capture.url)) as client:
+            client.command("DROP TABLE ingest_segments")
+            assert reach.check_server(url).status == "warn"
+            client.command("CREATE TABLE ingest_segments (x UInt8) ENGINE = Memory")
+            client.command("DROP TABLE otel_traces")
+        gone = reach.check_server(url)
+    assert (gone.status, "has no otel_traces" in gone.detail) == ("FAIL", True)
+    assert owner.password not in str(gone)
+
+
 # ---- the spool and the store
 
 
@@ -526,4 +655,6 @@ def test_a_spool_larger_than_its_disk(tmp_path: Path) -> None:
 def test_stores(tmp_path: Path) -> None:
     assert store.check_store("mysql://x/y").status == "FAIL"
     assert store.check_store(f"chdb://{tmp_path}/s").fix == f"spanloop up --store chdb://{tmp_path}/s"
+    # What takes the spans has a store of its own: a second `up` would be the wrong advice.
+    assert store.check_store(f"chdb://{tmp_path}/s", collected=True).status == "ok"
     assert list(tmp_path.iterdir()) == []

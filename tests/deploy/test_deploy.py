@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
@@ -15,6 +18,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from compose_pydantic import ComposeSpecification
+from tests.collector import capture_process
 
 from spanloop.main import cli
 from spanloop_collector import capture, supervisor
@@ -107,8 +111,23 @@ def test_the_collector_gets_what_it_needs(name: str) -> None:
     lasting = [volume["name"] for volume in pod(name)["volumes"] if "hostPath" in volume]
     assert mounts[home] in claims + lasting
     assert {port["containerPort"] for port in container["ports"]} == {4317, COLLECTOR_PORT}
-    assert container["startupProbe"]["httpGet"] == {"path": "/healthz", "port": "otlp-http"}
-    assert container["livenessProbe"]
+    assert container["startupProbe"]["httpGet"] == {"path": "/metrics", "port": "otlp-http"}
+    assert container["livenessProbe"]["tcpSocket"] == {"port": "otlp-http"}
+    # Two segments of 64 MiB at once in Python's hands, and 256 MiB of requests, before the gateway.
+    assert container["resources"]["limits"]["memory"] == "2Gi"
+
+
+def test_a_full_disk_restarts_nothing(tmp_path: Path) -> None:
+    """/healthz says 503 then; what a restart follows from must not."""
+    with capture_process.running(tmp_path / "s", "--min-free", str(1 << 60)) as running:
+        answers = {}
+        for path in ("/healthz", *(collector(name)["startupProbe"]["httpGet"]["path"] for name in WORKLOADS)):
+            try:
+                with urllib.request.urlopen(running.otlp_http + path, timeout=20) as answer:
+                    answers[path] = answer.status
+            except urllib.error.HTTPError as error:
+                answers[path] = error.code
+    assert answers == {"/healthz": 503, "/metrics": 200}
 
 
 @each_workload
@@ -178,9 +197,12 @@ def test_compose() -> None:
     found = yaml.safe_load(text)
     ComposeSpecification.model_validate(found)
     service = found["services"]["collector"]
-    words = [re.sub(r"\$\{\w+:-([^}]+)\}", r"\1", word) for word in service["command"]]
-    options = up_options(words)
-    assert options["store"].startswith("chdb:///var/lib/spanloop/")
+    up_options(service["command"])
+    # What `docker compose exec` starts has the variables of the container, and none of its options.
+    assert "--store" not in service["command"]
+    default = re.fullmatch(r"\$\{SPANLOOP_STORE:-(.+)\}", service["environment"]["SPANLOOP_STORE"])
+    assert default
+    assert default[1].startswith("chdb:///var/lib/spanloop/")
     assert service["volumes"] == ["state:/var/lib/spanloop"]
     assert service["read_only"] is True
     assert "?" in service["environment"]["SPANLOOP_TOKEN"]
@@ -193,6 +215,10 @@ def test_the_image() -> None:
     lines = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#") and line[0] != " "]
     root = DEPLOY.parent
+    extras = next(rest.removeprefix("EXTRAS=") for word, rest in steps if word == "ARG")
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert extras in project["optional-dependencies"]
+    assert any(word == "RUN" and '".[$EXTRAS]"' in rest for word, rest in steps)
     for word, rest in steps:
         if word == "COPY" and not rest.startswith("--from"):
             assert all((root / source).exists() for source in rest.split()[:-1]), rest

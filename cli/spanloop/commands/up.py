@@ -101,7 +101,7 @@ def command(
         if as_json:
             click.echo(json.dumps(asdict(addresses)))
         else:
-            click.echo(_welcome(addresses, bool(upstreams)))
+            click.echo(_welcome(addresses, host, bool(upstreams)))
 
     asyncio.run(
         supervise(
@@ -126,38 +126,47 @@ def command(
     click.echo("stopped; everything acknowledged is in the store or its log", err=True)
 
 
-def _welcome(addresses: Addresses, has_upstream: bool) -> str:
-    upstream = "" if has_upstream else "  (no --upstream yet: it has nowhere to send calls)"
+def _welcome(addresses: Addresses, host: str, has_upstream: bool) -> str:
+    """What is printed once both serve: no line over 80 columns, and nothing among the exports that must not be pasted."""
+    from spanloop_store.access import is_loopback
+
     warning = click.style(
-        "Prompts and answers are stored AS THEY ARE: there is no redaction yet. Send only what may be kept.",
+        "Prompts and answers are stored AS THEY ARE: there is no redaction yet.\nSend only what may be kept.",
         fg="yellow",
         bold=True,
     )
     # A command that is pasted into another shell has to find this store again.
     named = "" if addresses.store == _default_store() else f" --store {addresses.store}"
+    # An address that means all of this machine's is none to send to.
+    otlp, gateway = (
+        address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+        for address in (addresses.otlp_http, addresses.gateway)
+    )
     lines = [
         f"Spanloop is up on {addresses.store}",
         f"  OTLP/HTTP   {addresses.otlp_http}",
         f"  OTLP/gRPC   {addresses.otlp_grpc}",
-        f"  ClickHouse  {addresses.clickhouse}   (user and password: owner.json in the store)"
+        f"  ClickHouse  {addresses.clickhouse}  (user and password: owner.json there)"
         if addresses.clickhouse
         else "  ClickHouse  the server itself",
-        f"  gateway     {addresses.gateway}/v1{upstream}",
+        f"  gateway     {addresses.gateway}/v1"
+        + ("" if has_upstream else "  (without --upstream it serves no model)"),
         "",
         warning,
         "",
         "For your agent, set:",
-        f"  export OTEL_EXPORTER_OTLP_ENDPOINT={addresses.otlp_http}",
-        *(
-            ["  export OTEL_EXPORTER_OTLP_CERTIFICATE=ca.pem   # who signed --tls-cert"]
-            if addresses.otlp_http.startswith("https:")
-            else []
-        ),
+        f"  export OTEL_EXPORTER_OTLP_ENDPOINT={otlp}",
+    ]
+    if not is_loopback(host):
+        # From other machines it is this one's name in place of a loopback address.
+        lines.append("  export OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20$SPANLOOP_TOKEN")
+    if addresses.otlp_http.startswith("https:"):
+        lines.append("  export OTEL_EXPORTER_OTLP_CERTIFICATE=ca.pem   # who signed --tls-cert")
+    lines += [
         "  export OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
         "  export OTEL_METRICS_EXPORTER=none",
         "  export OTEL_SERVICE_NAME=my-agent",
-        f"  export OPENAI_BASE_URL={addresses.gateway}/v1"
-        + ("" if has_upstream else "   # not without --upstream"),
+        f"  {'' if has_upstream else '# with --upstream: '}export OPENAI_BASE_URL={gateway}/v1",
         "",
         "and run it:  opentelemetry-instrument python agent.py",
         f"then:        spanloop build --out dataset{named}",

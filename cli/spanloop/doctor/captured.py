@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from spanloop.doctor.check import Check
 from spanloop.doctor.installed import disabled, foreign
 from spanloop.doctor.trial import Call, Library, Trial
+from spanloop_exporter.calls import asking
 
-TOKENS_VARIABLE = "SPANLOOP_CAPTURE_TOKENS"
 _TOKEN_KEY = "spanloop.completion_token_ids"  # noqa: S105  # an attribute's name
 # Variables that switch content off, of both families: OpenLLMetry and OpenTelemetry's own, and OpenInference.
 _CONTENT_OFF = {
@@ -176,11 +176,11 @@ def _names(called: list[tuple[str, Call]], which: object) -> str:
 
 def check_tokens(trial: Trial, environ: Mapping[str, str]) -> Check:
     """Where token ids are asked for, they are recorded."""
-    if environ.get(TOKENS_VARIABLE, "").strip().lower() not in ("true", "1"):
+    if environ.get(asking.VARIABLE, "").strip().lower() not in asking.YES:
         return Check(
             "token ids",
             "ok",
-            f"recorded where a server sends them; asking for them is off ({TOKENS_VARIABLE})",
+            f"recorded where a server sends them; asking for them is off ({asking.VARIABLE})",
         )
     openai = trial.libraries.get("openai")
     if openai is None:

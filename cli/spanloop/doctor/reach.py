@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import ssl
 import time
 import urllib.error
@@ -10,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from spanloop.doctor.check import Check
 from spanloop.doctor.trial import Processor, Trial
-from spanloop_exporter.spooling.settings import Endpoint, read_settings
+from spanloop_exporter.spooling.settings import Endpoint, read_settings, without_user
+from spanloop_exporter.spooling.targets import _authorization
 from spanloop_store.otlp.signals import Signal
 
 if TYPE_CHECKING:
@@ -26,17 +29,22 @@ MAX_SKEW_S = 5.0
 SPANLOOP_EXPORTER = "SpanloopSpanExporter"
 _TOKEN_FIX = "export OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer%20TOKEN'"  # noqa: S105  # a placeholder
 _ENDPOINT_FIX = "check OTEL_EXPORTER_OTLP_ENDPOINT: the base URL, without /v1/traces"
+_AUTHORITY_FIX = (
+    "export OTEL_EXPORTER_OTLP_CERTIFICATE=/path/to/ca.pem"  # who signed the collector's certificate
+)
+_MAX_TEXT = 1 << 16  # bytes of an answer
 _START_FIX = "spanloop up, or export OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4318 where the collector is"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer; status 0 and the reason in `text` where there was none. `skew_s`: our clock minus theirs."""
+    """An HTTP answer; status 0 and the reason in `text` and `error` where there was none. `skew_s`: our clock minus theirs."""
 
     status: int
     text: str
     skew_s: float | None = None
-    tls: bool = False  # there was no answer, because of a certificate
+    proxy: str = ""  # that it went through; empty: none
+    error: Exception | None = None
 
 
 def check_exporters(trial: Trial, environ: Mapping[str, str]) -> Iterator[Check]:
@@ -89,17 +97,17 @@ def check_http(endpoint: Endpoint) -> Iterator[Check]:
         return
     # An export request without spans is valid OTLP, and leaves nothing behind.
     answer = ask(endpoint, endpoint.url, b"")
-    if answer.status != 200:
+    if not 200 <= answer.status < 300:
         yield Check("exporter", "FAIL", *_http_trouble(endpoint, answer))
         return
-    yield Check("exporter", "ok", f"{endpoint.url} takes spans (OTLP/HTTP)")
-    yield from _check_health(endpoint)
+    yield Check("exporter", "ok", f"{without_user(endpoint.url)} takes spans (OTLP/HTTP)")
+    yield _check_health(endpoint)
     if answer.skew_s is not None:
         yield check_skew(answer.skew_s)
 
 
 def _unreadable(endpoint: Endpoint) -> tuple[str, str] | None:
-    """Detail and fix, where a file that TLS needs is not there."""
+    """Detail and fix, where a file that TLS needs is not there or holds no certificate."""
     for variable, path in (
         ("CERTIFICATE", endpoint.certificate),
         ("CLIENT_CERTIFICATE", endpoint.client_certificate),
@@ -107,48 +115,74 @@ def _unreadable(endpoint: Endpoint) -> tuple[str, str] | None:
     ):
         if not path:
             continue
+        fix = f"export OTEL_EXPORTER_OTLP_{variable}=/path/to/file.pem"
         try:
             with open(path, "rb"):  # noqa: PTH123  # what TLS does with it
                 pass
         except OSError as error:
-            return (
-                f"OTEL_EXPORTER_OTLP_{variable}={path} cannot be read: {error.strerror}",
-                f"export OTEL_EXPORTER_OTLP_{variable}=/path/to/file.pem",
-            )
+            return f"OTEL_EXPORTER_OTLP_{variable}={path} cannot be read: {error.strerror}", fix
+        try:
+            if variable != "CLIENT_KEY":  # it is loaded with its certificate
+                _context(replace(endpoint, certificate=path if variable == "CERTIFICATE" else ""))
+        except ssl.SSLError as error:
+            return f"OTEL_EXPORTER_OTLP_{variable}={path} cannot be used: {error}", fix
     return None
 
 
 def _http_trouble(endpoint: Endpoint, answer: Answer) -> tuple[str, str]:
     """Detail and fix for a target that does not take spans."""
-    if answer.tls:
-        fix = "export OTEL_EXPORTER_OTLP_CERTIFICATE=/path/to/ca.pem: the authority that signed the collector's certificate"
-        return f"{endpoint.url}: TLS fails: {answer.text}", fix
-    if answer.status == 0:
-        return f"{endpoint.url} does not answer: {answer.text}", _START_FIX
-    if answer.status in (401, 403):
-        shown = (
-            "no token was shown" if "authorization" not in dict(endpoint.headers) else "the token was refused"
+    url = without_user(endpoint.url)
+    through = f" through the proxy {answer.proxy}" if answer.proxy else ""
+    if answer.error is None:
+        if answer.status in (401, 403):
+            shown = "authorization" in dict(endpoint.headers)
+            said = "the token was refused" if shown else "no token was shown"
+            return f"{url}{through} answers {answer.status}: {said}", _TOKEN_FIX
+        return f"{url}{through} answers {answer.status}: {answer.text[:120]}".rstrip(": "), (
+            f"export NO_PROXY={urlsplit(url).hostname}" if answer.proxy else _ENDPOINT_FIX
         )
-        return f"{endpoint.url} answers {answer.status}: {shown}", _TOKEN_FIX
-    return f"{endpoint.url} answers {answer.status}: {answer.text[:120]}", _ENDPOINT_FIX
+    if isinstance(answer.error, ssl.SSLCertVerificationError):
+        return f"{url}: TLS fails: {answer.text}", _AUTHORITY_FIX
+    if answer.proxy:
+        return f"{url} does not answer{through}: {answer.text}", f"export NO_PROXY={urlsplit(url).hostname}"
+    if isinstance(answer.error, ssl.SSLError):
+        return f"{url}: TLS fails: {answer.text}", f"{_ENDPOINT_FIX}, and http:// where there is no TLS"
+    if answer.text.startswith("Invalid header"):  # what follows is the header, and may be a token
+        return f"{url} cannot be asked: a header holds what HTTP does not allow", _TOKEN_FIX
+    if isinstance(answer.error, http.client.InvalidURL | ValueError):
+        return f"{url} is no address: {answer.text}", "export OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4318"
+    if isinstance(answer.error, http.client.HTTPException):
+        return f"{url} answers, but not in HTTP: a port of gRPC (4317), or of TLS?", (
+            f"export OTEL_EXPORTER_OTLP_ENDPOINT=http://{urlsplit(url).hostname}:4318"
+        )
+    return f"{url} does not answer: {answer.text}", _START_FIX
 
 
-def _check_health(endpoint: Endpoint) -> Iterator[Check]:
-    parts = urlsplit(endpoint.url)
-    base = urlunsplit((parts.scheme, parts.netloc, parts.path.removesuffix("/v1/traces"), "", ""))
-    health = ask(endpoint, base + "/healthz")
-    if health.status == 200:
-        yield Check("collector", "ok", f"{base}/healthz is well")
-    elif health.status in (404, 405):
-        yield Check("collector", "ok", f"{base} is a collector, but not Spanloop's (no /healthz)")
-    else:
-        said = health.status or "nothing"
-        yield Check(
-            "collector",
-            "warn",
-            f"{base}/healthz answers {said}: {health.text[:120]}",
-            "spanloop status",
-        )
+def _check_health(endpoint: Endpoint) -> Check:
+    base = without_user(endpoint.url).removesuffix("/v1/traces")
+    health = ask(endpoint, f"{base}/healthz")
+    if health.status in (404, 405):
+        return Check("collector", "ok", f"{base} is a collector, but not Spanloop's (no /healthz)")
+    state, reasons = _state(health.text)
+    if health.status == 200 and state in ("", "ok"):
+        return Check("collector", "ok", f"{base}/healthz is well")
+    said = f"is {state}: {reasons}" if state else f"answers {health.status or 'nothing'}: {health.text[:120]}"
+    return Check("collector", "warn", f"{base}/healthz {said}".rstrip(": "), "spanloop status")
+
+
+def _state(body: str) -> tuple[str, str]:
+    """What our own /healthz says: a word, and why it is not `ok`; empty where it is somebody else's."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return "", ""
+    if not isinstance(found, dict) or not isinstance(found.get("status"), str):
+        return "", ""
+    reasons = [f"{part}: {found[part]}" for part in ("store", "disk") if found.get(part, "ok") != "ok"]
+    quarantine = found.get("quarantine")
+    if isinstance(quarantine, dict) and quarantine.get("files"):
+        reasons.append(f"{quarantine['files']} requests in quarantine")
+    return found["status"], "; ".join(reasons)
 
 
 def check_skew(skew_s: float) -> Check:
@@ -165,26 +199,38 @@ def check_skew(skew_s: float) -> Check:
 
 
 def ask(endpoint: Endpoint, url: str, body: bytes | None = None) -> Answer:
-    """One request with the exporter's headers and certificates; POST where there is a body."""
-    if urlsplit(url).scheme not in ("http", "https"):
-        return Answer(0, "not an http or https URL")
-    headers = {
-        **dict(endpoint.headers),
-        **({} if body is None else {"content-type": "application/x-protobuf"}),
-    }
+    """One request as the exporter makes it; POST where there is a body.
+
+    With its headers, certificates and proxy, and user and password of its URL; no redirect is followed.
+    """
+    url = without_user(url)
+    proxy = ""
     try:
-        # No proxy: a collector is near, and a proxy's error page would be taken for its answer.
+        headers = _authorization(endpoint.url, "authorization") | dict(endpoint.headers)
+        headers |= {} if body is None else {"content-type": "application/x-protobuf"}
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it begins with http:// or https:// and a host")
+        if not urllib.request.proxy_bypass(parts.hostname):
+            proxy = without_user(urllib.request.getproxies().get(parts.scheme, ""))
         opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_context(endpoint))
+            _NoRedirect, urllib.request.HTTPSHandler(context=_context(endpoint))
         )
         request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310  # checked above
         with opener.open(request, timeout=REACH_TIMEOUT_S) as answer:
-            return Answer(answer.status, _text(answer.read(1000)), _skew(answer.headers.get("date")))
+            return Answer(
+                answer.status, _text(answer.read(_MAX_TEXT)), _skew(answer.headers.get("date")), proxy
+            )
     except urllib.error.HTTPError as error:
-        return Answer(error.code, _text(error.read(1000)), _skew(error.headers.get("date")))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return Answer(0, str(reason), tls=isinstance(reason, ssl.SSLError))
+        return Answer(error.code, _text(error.read(_MAX_TEXT)), _skew(error.headers.get("date")), proxy)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        return Answer(0, str(reason), proxy=proxy, error=reason if isinstance(reason, Exception) else error)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        """None: a redirect is the answer."""
 
 
 def _text(body: bytes) -> str:
@@ -280,16 +326,17 @@ def check_server(url: str) -> Check:
         parsed = store.StoreUrl.parse(url)
         client = store.connect(parsed, migrate=False)
         try:
-            has = {row[0] for row in client.query("SHOW TABLES LIKE 'otel_%'").result_rows}
+            has = {row[0] for row in client.query("SHOW TABLES").result_rows}
         finally:
             client.close()
     except SpanloopError as error:
         return Check("exporter", "FAIL", error.message, error.hint)
-    if "otel_traces" not in has:
-        return Check(
-            "exporter",
-            "FAIL",
-            f"{parsed.redacted()} has no table otel_traces",
-            f"spanloop up --store {parsed.redacted()}",
+    # The exporter makes the tables where this one is missing.
+    if "ingest_segments" not in has or "otel_traces" not in has:
+        made = "ingest_segments" not in has
+        detail = (
+            "has no tables yet: the exporter makes them, where its user may" if made else "has no otel_traces"
         )
+        fix = 'spanloop status --store "$SPANLOOP_STORE"' if made else "restore the table from a backup"
+        return Check("exporter", "warn" if made else "FAIL", f"{parsed.redacted()} {detail}", fix)
     return Check("exporter", "ok", f"{parsed.redacted()} takes spans (ClickHouse)")

@@ -28,6 +28,9 @@ def run_checks(store_url: str) -> Iterator[Check]:
     yield from installed.check_configurator(environ)
     yield from installed.check_conflicts(environ)
     yield settings.check_disabled(environ)
+    yield from settings.check_names(environ)
+    yield from settings.check_values(environ)
+    collected = False
     trial, trouble = run_trial()
     if trial is None or not trial.sdk:
         yield settings.check_queue(environ)
@@ -50,8 +53,9 @@ def run_checks(store_url: str) -> Iterator[Check]:
         yield settings.check_limits(trial)
         yield settings.check_queue(effective)
         yield settings.check_propagation(trial, environ)
-        yield from settings.check_numbers(environ)
-        yield from reach.check_exporters(trial, effective)
+        for check in reach.check_exporters(trial, effective):
+            collected |= check.name == "collector"
+            yield check
         if any(processor.exporter.endswith(reach.SPANLOOP_EXPORTER) for processor in trial.processors):
             yield from spool.check_spool(environ)
-    yield store.check_store(store_url)
+    yield store.check_store(store_url, collected=collected)

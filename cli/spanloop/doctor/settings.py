@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 
 from spanloop.doctor.check import Check
 from spanloop.doctor.trial import Trial
+from spanloop_exporter.calls import asking
 
 # Below this, long conversations lose keys: current instrumentors write messages as one attribute, older ones as five
 # attributes a message.
@@ -22,6 +24,14 @@ _SAFE_DELAY_MS = 5000
 _SAFE_BATCH = 512
 _RATIO = re.compile(r"TraceIdRatioBased\{([\d.e-]+)\}")
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
+_OURS = frozenset({
+    "SPANLOOP_CAPTURE_TOKENS", "SPANLOOP_COLLECTOR", "SPANLOOP_ENGINE_MEMORY", "SPANLOOP_MAX_ATTRIBUTE_BYTES",
+    "SPANLOOP_RETENTION_DAYS", "SPANLOOP_ROLLOUT_ID", "SPANLOOP_RUN_ID", "SPANLOOP_SESSION_ID", "SPANLOOP_SPOOL",
+    "SPANLOOP_SPOOL_MAX_AGE_S", "SPANLOOP_SPOOL_MAX_BYTES", "SPANLOOP_STORE", "SPANLOOP_TASK_ID", "SPANLOOP_TOKEN",
+})  # fmt: skip
+_PREFIXES = ("OTEL_", "SPANLOOP_")
+_NEARLY = 0.9  # OTEL_TRACE_EXPORTER is 0.97; names that only share their beginning are below
+_FLAGS = ("SPANLOOP_CAPTURE_TOKENS",)
 _NUMBERS = ("SPANLOOP_SPOOL_MAX_BYTES", "SPANLOOP_SPOOL_MAX_AGE_S", "SPANLOOP_MAX_ATTRIBUTE_BYTES")
 
 
@@ -144,8 +154,26 @@ def check_propagation(trial: Trial, environ: Mapping[str, str]) -> Check:
     return Check("propagation", "ok", "traceparent" + (", and TRACEPARENT is joined" if given else ""))
 
 
-def check_numbers(environ: Mapping[str, str]) -> Iterator[Check]:
-    """Spanloop's own numbers are numbers: an agent must not fail on one, so it would be ignored."""
+def check_names(environ: Mapping[str, str]) -> Iterator[Check]:
+    """No variable is misspelt: nobody reads one that is, and nobody says so."""
+    from opentelemetry import environment_variables as api
+    from opentelemetry.instrumentation import environment_variables as instrumentation
+    from opentelemetry.sdk import environment_variables as sdk
+
+    known = {name for module in (api, instrumentation, sdk) for name in vars(module)} | _OURS
+    for name in sorted(set(environ) - known):
+        meant = get_close_matches(name, known, n=1, cutoff=_NEARLY) if name.startswith(_PREFIXES) else []
+        if meant:
+            yield Check(
+                "settings",
+                "warn",
+                f"{name} is no variable that is read; {meant[0]} is",
+                f'export {meant[0]}="${name}"; unset {name}',
+            )
+
+
+def check_values(environ: Mapping[str, str]) -> Iterator[Check]:
+    """Spanloop's own values can be read: an agent must not fail on one, so it would be ignored."""
     for name in _NUMBERS:
         given = environ.get(name, "").strip()
         if given and (value := number(given)) is not None and value > 0:
@@ -153,6 +181,12 @@ def check_numbers(environ: Mapping[str, str]) -> Iterator[Check]:
         if given:
             yield Check(
                 "settings", "warn", f"{name}={given} is no positive number and is ignored", f"unset {name}"
+            )
+    for name in _FLAGS:
+        given = environ.get(name, "").strip()
+        if given.lower() not in ("", *asking.YES, "false", "0", "no", "off"):
+            yield Check(
+                "settings", "warn", f"{name}={given} is neither true nor false", f"export {name}=true"
             )
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 from spanloop.doctor.check import Check
 
 
-def check_store(url: str) -> Check:
-    """Nothing is opened or created."""
+def check_store(url: str, *, collected: bool = False) -> Check:
+    """Nothing is opened or created.
+
+    Args:
+        url: the store's.
+        collected: a collector takes the spans, so an embedded store that nobody serves here is not theirs.
+    """
     import spanloop_store as store
     from spanloop_store.errors import SpanloopError
 
@@ -14,6 +19,10 @@ def check_store(url: str) -> Check:
         parsed = store.StoreUrl.parse(url)
         if parsed.kind == "chdb":
             owner = store.read_owner(parsed)
+            if owner is None and collected:
+                return Check(
+                    "store", "ok", f"{parsed.redacted()} is not served here; the collector has its own"
+                )
             if owner is None:
                 detail = f"{parsed.redacted()}: nobody serves it now"
                 return Check("store", "warn", detail, f"spanloop up --store {url}")
