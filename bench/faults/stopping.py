@@ -35,6 +35,7 @@ class Point:
 
 _SEGMENTS = "spanloop_exporter.segments"
 _INSERT = "spanloop_store.otlp.insert"
+_TRANSPORTS = "spanloop_store.otlp.transports"
 _HALF = "half of a request is written"
 _MIDDLE = "the engine is in the middle of an insert"
 
@@ -45,8 +46,8 @@ POINTS = {
     "a request is written and not synced": Point(_SEGMENTS, "write_all", True, 9),
     "a request is synced and not acknowledged": Point(_SEGMENTS, "SegmentLog.append", True, 9),
     "a segment is sealed and not inserted": Point(_INSERT, "SegmentInserter.insert", False, 2),
-    _MIDDLE: Point(_INSERT, "_Embedded.insert", False, 2),
-    "one decoder's rows are inserted and the other's not": Point(_INSERT, "_Embedded.insert", True, 3),
+    _MIDDLE: Point(_TRANSPORTS, "Embedded.insert", False, 2),
+    "one decoder's rows are inserted and the other's not": Point(_TRANSPORTS, "Embedded.insert", True, 3),
     "a segment is inserted and not recorded": Point(_INSERT, "SegmentInserter._record", False, 2),
     "a segment is inserted and recorded": Point(_INSERT, "SegmentInserter._record", True, 2),
     "a segment is inserted and not removed": Point(_SEGMENTS, "SegmentLog.remove", False, 2),

@@ -33,7 +33,7 @@ from spanloop_collector.statistics import Statistics
 from spanloop_collector.tls import Tls
 from spanloop_collector.writer import Writer
 from spanloop_store import Engine, Owner, StoreUrl, connect, remove_owner, write_owner
-from spanloop_store.errors import SpanloopError
+from spanloop_store.errors import SpanloopError, StoreUnavailable
 from spanloop_store.expiry import Expiry, read_expiry
 from spanloop_store.otlp.insert import SegmentInserter
 from spanloop_store.otlp.signals import Signal
@@ -94,7 +94,8 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
         StoreLocked: another process has the store.
         ListenError: a port is taken, or the address needs a token.
         TlsError: a certificate or key cannot be used.
-        StoreUnavailable: the engine cannot open, or the server does not answer.
+        StoreUnavailable: the engine cannot open.
+        StoreUrlError: the server refuses the user, the password or the database.
     """
     url = StoreUrl.parse(options.store)
     token = token_for(options.host, os.environ.get(TOKEN_VARIABLE))
@@ -103,7 +104,7 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
         # The store first: a second `up` should hear who has it, and not that a port is taken.
         engine = stack.enter_context(Engine(url)) if url.embedded else None
         if engine is None:
-            connect(url).close()  # fail now, with a clear message, and bring the schema up to date
+            _prepare(url)
         http_socket = reserve(options.host, options.otlp_http_port, "--otlp-http-port")
         stack.callback(http_socket.close)
         local_socket = None
@@ -192,6 +193,15 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
             )
             stack.callback(remove_owner, url)
         yield addresses
+
+
+def _prepare(url: StoreUrl) -> None:
+    """Brings a server's schema up to date, and finds now what is wrong with its URL."""
+    try:
+        connect(url).close()
+    except StoreUnavailable as error:
+        # An outage at the start is an outage like any other: agents' spans wait in the log.
+        log.warning("%s; what arrives waits in the log until it answers", error.message)
 
 
 async def _stop_writer(writer: Writer) -> None:

@@ -28,6 +28,10 @@ class StoreUnavailable(SpanloopError):
     """The store cannot be reached or opened now; trying again later may work."""
 
 
+class StoreOverloaded(StoreUnavailable):
+    """What was asked for needs more memory than the engine has; less at a time may do."""
+
+
 class StoreLocked(StoreUnavailable):
     """Another process owns the embedded store."""
 
@@ -58,3 +62,11 @@ class BackupError(SpanloopError):
 
 class StoreSettingError(SpanloopError):
     """A setting of the store that cannot be used as it is written."""
+
+
+class AuditError(SpanloopError):
+    """The audit trail cannot be written; what it was about was not done."""
+
+
+class EraseError(SpanloopError):
+    """Something cannot be erased; the message says what was, and running the command again goes on."""

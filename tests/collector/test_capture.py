@@ -343,3 +343,13 @@ def test_kill_9_under_load_loses_and_doubles_nothing(tmp_path: Path) -> None:
         assert len(found - acknowledged) <= 3 * 4
         ((counted,),) = capture.query("SELECT sum(rows) FROM ingest_segments")
         assert counted == 3 * len(found)
+
+
+def test_a_server_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running(tmp_path, "--store", "clickhouse://127.0.0.1:1/db", "--log", str(log)) as capture:
+        assert post(f"{capture.otlp_http}/v1/traces", trace_request("a").SerializeToString())[0] == 200
+        capture.kill()
+    kept = [path.read_bytes() for path in log.rglob("traces-*.otlp")]
+    assert len(kept) == 1
+    assert trace_request("a").SerializeToString() in kept[0]

@@ -25,8 +25,9 @@ from spanloop_exporter.segments import SegmentLog
 from spanloop_store import Engine, StoreUrl
 from spanloop_store.errors import SegmentRefused, StoreLocked, StoreUnavailable
 from spanloop_store.otlp.frames import frame
-from spanloop_store.otlp.insert import SegmentInserter, _Embedded
+from spanloop_store.otlp.insert import SegmentInserter
 from spanloop_store.otlp.signals import Signal
+from spanloop_store.otlp.transports import Embedded
 
 
 @pytest.fixture
@@ -182,10 +183,10 @@ def test_a_refusal_half_way_does_not_repeat_what_was_taken(
     client: Client, folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine's half is in when the fallback's rows are refused: only those may be tried another way."""
-    transport = "spanloop_store.otlp.insert._Embedded.insert"
-    real = _Embedded.insert
+    transport = "spanloop_store.otlp.transports.Embedded.insert"
+    real = Embedded.insert
 
-    def refuse(self: _Embedded, signal: Signal, fmt: str, token: str, *rest: Any) -> None:
+    def refuse(self: Embedded, signal: Signal, fmt: str, token: str, *rest: Any) -> None:
         if fmt == "JSONCompactEachRow" and "." not in token.removeprefix(segment.name).removesuffix(
             ".fallback"
         ):

@@ -15,7 +15,7 @@ from spanloop_collector.folders import candidates, recovered
 from spanloop_collector.statistics import Statistics
 from spanloop_collector.writer import Writer
 from spanloop_store import Engine, StoreUrl
-from spanloop_store.otlp import insert
+from spanloop_store.otlp import transports
 from spanloop_store.otlp.insert import SegmentInserter
 from spanloop_store.otlp.signals import Signal
 
@@ -71,7 +71,7 @@ def main(folder: str, point: str) -> None:
             traces.append([make(name, number) for name, make in segment], items=len(segment))
             traces.seal()
         if point == "insert":
-            before(insert._Embedded, "insert")
+            before(transports.Embedded, "insert")
         elif point == "record":
             before(SegmentInserter, "_record")
         else:

@@ -16,8 +16,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from spanloop_exporter.segments import SegmentLog
 from spanloop_store import Engine
-from spanloop_store.otlp.insert import SegmentInserter, _Embedded
+from spanloop_store.otlp.insert import SegmentInserter
 from spanloop_store.otlp.signals import Signal
+from spanloop_store.otlp.transports import Embedded
 
 # A few spans a request, so that the time goes into starts and kills.
 LIGHT = Shape(spans=3, text_bytes=200, deep_every=4)
@@ -77,9 +78,9 @@ def test_a_request_is_the_same_bytes_each_time() -> None:
 def test_two_writers_do_not_share_a_scratch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by the kills: repeated segments of two threads went through one file, and one's rows were inserted for both."""
     both = threading.Barrier(2, timeout=60)
-    real = _Embedded._run
+    real = Embedded._run
 
-    def together(self: _Embedded, *arguments: Any) -> None:
+    def together(self: Embedded, *arguments: Any) -> None:
         both.wait()  # each has written its file, neither has been read
         real(self, *arguments)
 
@@ -87,7 +88,7 @@ def test_two_writers_do_not_share_a_scratch_file(tmp_path: Path, monkeypatch: py
     for number in (1, 2):
         log.append([request_bytes(number, 3, Shape(deep_every=1))], items=3)
         log.seal()
-    monkeypatch.setattr(_Embedded, "_run", together)
+    monkeypatch.setattr(Embedded, "_run", together)
     with Engine(f"chdb://{tmp_path}/store") as engine:
         inserters = [
             SegmentInserter(engine.client(), embedded=True, quarantine=tmp_path / "quarantine")

@@ -6,69 +6,30 @@ import contextlib
 import json
 import logging
 import mmap
-import os
-import re
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from spanloop_store.disk import write_synced
-from spanloop_store.errors import SegmentRefused, StoreUnavailable
+from spanloop_store.errors import SegmentRefused, StoreOverloaded
 from spanloop_store.otlp import queries
 from spanloop_store.otlp.frames import SEGMENT_SUFFIX, count, frame, frames
+from spanloop_store.otlp.halves import halves
 from spanloop_store.otlp.hard import is_hard
 from spanloop_store.otlp.queries import PROTOBUF, ROWS_FORMAT, Reach, TimeRange, time_ranges
 from spanloop_store.otlp.rows import rows as python_rows
 from spanloop_store.otlp.rows import times
 from spanloop_store.otlp.signals import Signal, message_type
+from spanloop_store.otlp.transports import Embedded, Server, Transport, command, count_items
 from spanloop_store.tables import holder, read_tables
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 log = logging.getLogger(__name__)
-
-PART_SUFFIX = ".part"  # scratch files beside a segment; whoever finds one after a crash deletes it
-
-# ClickHouse errors that say "not these bytes": the rest (memory, disk, network, a missing table) may pass, so the
-# segment stays in the log and is tried again. CANNOT_PARSE_*, CANNOT_READ_*, TOO_LARGE_STRING_SIZE,
-# ARGUMENT_OUT_OF_BOUND, INCORRECT_DATA, TYPE_MISMATCH, CANNOT_CONVERT_TYPE, VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE,
-# FUNCTION_THROW_IF_VALUE_IS_NON_ZERO (a value that the SQL does not render), UNKNOWN_PROTOBUF_FORMAT, PROTOBUF_*,
-# DECIMAL_OVERFLOW.
-_DATA_ERRORS = frozenset(
-    {
-        6,
-        25,
-        26,
-        27,
-        32,
-        33,
-        38,
-        41,
-        53,
-        69,
-        70,
-        72,
-        117,
-        128,
-        130,
-        131,
-        321,
-        395,
-        407,
-        433,
-        434,
-        436,
-        438,
-        444,
-        617,
-        671,
-    }
-)
 
 # The condition, and not a token, keeps a repeated segment from being counted twice: it needs no window.
 _RECORD_SEGMENT = """
@@ -82,8 +43,8 @@ WHERE ({segment:String}, {decoder:String}) NOT IN
 class _Request(NamedTuple):
     """One request of a segment."""
 
-    place: int  # in the segment, from 0
-    payload: memoryview
+    place: str  # in the segment, from 0; of a part of one, with a letter for each cut
+    payload: memoryview | bytes
     rows: int  # spans or log records in it
     hard: bool  # the engine's SQL cannot render it
 
@@ -131,29 +92,6 @@ class Inserted:
         return self.engine_rows + self.fallback_rows
 
 
-class _Transport(Protocol):
-    """How bytes reach the engine."""
-
-    def hard(self, signal: Signal, segment: Path, payloads: Sequence[memoryview]) -> list[tuple[int, bool]]:
-        """(rows, hard) of each request."""
-
-    def insert(
-        self,
-        signal: Signal,
-        fmt: str,
-        token: str,
-        data: Path | bytes,
-        missing: Sequence[TimeRange] | None = None,
-        reach: Reach = Reach.ALL,
-    ) -> None:
-        """One INSERT … SELECT; with a token that was seen already it changes nothing.
-
-        Args:
-            missing: insert only rows that the table does not have, whose times lie in these; None: all rows.
-            reach: of Protobuf, which values are rendered; any other is a SegmentRefused, and no row is inserted.
-        """
-
-
 class SegmentInserter:
     """Inserts segments into one store; use it from one thread.
 
@@ -167,7 +105,7 @@ class SegmentInserter:
 
     def __init__(self, client: Client, *, embedded: bool, quarantine: Path, collector: str = "") -> None:
         self._client = client
-        self._transport: _Transport = _Embedded(client, quarantine) if embedded else _Server(client)
+        self._transport: Transport = Embedded(client, quarantine) if embedded else Server(client)
         self._quarantine = quarantine
         self._collector = collector
         self._needs_care: set[Signal] = set()  # whose last segment held values for the fallback
@@ -222,8 +160,12 @@ class SegmentInserter:
         except SegmentRefused as error:
             log.warning("%s: the engine refuses the segment, trying its parts: %s", path.name, error)
             whole, counts = None, [_look(signal, payload) for payload in payloads]
+        except StoreOverloaded:
+            if not again:
+                raise
+            whole, counts = None, [_look(signal, payload) for payload in payloads]
         requests = [
-            _Request(place, payload, rows, hard)
+            _Request(str(place), payload, rows, hard)
             for place, (payload, (rows, hard)) in enumerate(zip(payloads, counts, strict=True))
         ]
         attempt = _Attempt(path, signal, _times_of(signal, payloads) if again else None, len(payloads))
@@ -232,8 +174,9 @@ class SegmentInserter:
         (self._needs_care.discard if len(easy) == len(requests) else self._needs_care.add)(signal)
         self._insert_group(attempt, PROTOBUF, easy, whole=whole if len(easy) == len(requests) else None)
         self._insert_group(attempt, ROWS_FORMAT, [request for request in requests if request.hard])
-        if attempt.missing is not None and signal is Signal.TRACES:
-            _command(self._client, queries.complete_view(attempt.missing))
+        if attempt.missing is not None:
+            for statement in queries.complete_views(signal, attempt.missing):
+                command(self._client, statement)
         return attempt.result(), len(data)
 
     def _insert_group(
@@ -247,6 +190,8 @@ class SegmentInserter:
     ) -> None:
         """Requests of one decoder with one insert; a group that is refused is halved until the bad request is alone.
 
+        One that is too much for the engine's memory, twice, is halved until it is not: at last by a request's items.
+
         Args:
             whole: the segment's file, where the group is all of it.
             part: not all of this decoder's requests; its token then names the first and the last.
@@ -257,7 +202,7 @@ class SegmentInserter:
         try:
             data = (
                 whole
-                if whole and isinstance(self._transport, _Embedded)
+                if whole and isinstance(self._transport, Embedded)
                 else b"".join(frame(bytes(request.payload)) for request in group)
                 if fmt == PROTOBUF
                 else _encode_rows(attempt.signal, [request.payload for request in group])
@@ -267,6 +212,15 @@ class SegmentInserter:
             if attempt.missing is not None and self._forgetful(attempt.signal):
                 # Without a token: the one above may be remembered for rows that a crash took.
                 self._transport.insert(attempt.signal, fmt, "", data, attempt.missing)
+        except StoreOverloaded as error:
+            parts = _in_two(attempt.signal, group)
+            # At the first attempt others may have been in the way.
+            if attempt.missing is None or len(parts) == 1:
+                raise
+            log.warning("%s: %d requests are too much at once, halving them: %s", name, len(group), error)
+            for each in parts:
+                self._insert_group(attempt, fmt, each, part=True)
+            return
         except (SegmentRefused, DecodeError) as error:
             if len(group) > 1:
                 log.warning("%s: %d requests are refused, halving them: %s", name, len(group), error)
@@ -311,7 +265,7 @@ class SegmentInserter:
             requests = result.quarantined_requests if decoder == "quarantine" else result.requests
             if not rows and not (decoder == "quarantine" and requests):
                 continue
-            _command(
+            command(
                 self._client,
                 _RECORD_SEGMENT,
                 parameters={
@@ -324,87 +278,6 @@ class SegmentInserter:
                     "bytes": size,
                 },
             )
-
-
-class _Embedded:
-    """The engine in this process reads files."""
-
-    def __init__(self, client: Client, scratch: Path) -> None:
-        self._client = client
-        self._scratch = scratch
-
-    def hard(self, signal: Signal, segment: Path, payloads: Sequence[memoryview]) -> list[tuple[int, bool]]:
-        del payloads  # the engine reads the file
-        text = _raw_query(self._client, queries.hard_query(signal, segment))
-        return [(int(line.split(b"\t")[0]), line.split(b"\t")[1] == b"1") for line in text.splitlines()]
-
-    def insert(
-        self,
-        signal: Signal,
-        fmt: str,
-        token: str,
-        data: Path | bytes,
-        missing: Sequence[TimeRange] | None = None,
-        reach: Reach = Reach.ALL,
-    ) -> None:
-        if isinstance(data, Path):
-            self._run(signal, fmt, token, data, missing, reach)
-            return
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        # Several writers insert at a time, and an insert without a token has no name of its own.
-        own = f"{os.getpid()}-{threading.get_ident()}"
-        part = self._scratch / f"{token or signal.value}.{own}{PART_SUFFIX}"
-        try:
-            part.write_bytes(data)
-            self._run(signal, fmt, token, part, missing, reach)
-        finally:
-            part.unlink(missing_ok=True)
-
-    def _run(
-        self,
-        signal: Signal,
-        fmt: str,
-        token: str,
-        path: Path,
-        missing: Sequence[TimeRange] | None,
-        reach: Reach,
-    ) -> None:
-        source = queries.file_source(path, fmt, queries.structure(signal, fmt, reach))
-        query = queries.insert_query(signal, fmt, source, token, local=True, missing=missing, reach=reach)
-        _command(self._client, query)
-
-
-class _Server:
-    """A ClickHouse server gets the bytes as the INSERT's body: no file lies on its disk."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def hard(self, signal: Signal, segment: Path, payloads: Sequence[memoryview]) -> list[tuple[int, bool]]:
-        # input() serves only an INSERT, so a server cannot be asked first: Python walks the values.
-        counts = []
-        for payload in payloads:
-            try:
-                request = message_type(signal).FromString(bytes(payload))
-            except DecodeError as error:
-                raise SegmentRefused(f"{segment.name}: {error}") from error
-            counts.append((_count(signal, request), is_hard(signal, request)))
-        return counts
-
-    def insert(
-        self,
-        signal: Signal,
-        fmt: str,
-        token: str,
-        data: Path | bytes,
-        missing: Sequence[TimeRange] | None = None,
-        reach: Reach = Reach.ALL,
-    ) -> None:
-        source = queries.input_source(queries.structure(signal, fmt, reach))
-        body = data.read_bytes() if isinstance(data, Path) else data
-        query = queries.insert_query(signal, fmt, source, token, local=False, missing=missing, reach=reach)
-        # Before the rows, in the body: the query's 9 KB are 13 in a URL, and many a proxy takes 8.
-        _send(self._client, f"{query}\nFORMAT {fmt}\n".encode() + body)
 
 
 def _measure(path: Path) -> tuple[int, int]:
@@ -423,7 +296,7 @@ def _look(signal: Signal, payload: memoryview) -> tuple[int, bool]:
         request = message_type(signal).FromString(bytes(payload))
     except DecodeError:
         return 0, True
-    return _count(signal, request), is_hard(signal, request)
+    return count_items(signal, request), is_hard(signal, request)
 
 
 def _times_of(signal: Signal, payloads: Sequence[memoryview]) -> list[TimeRange]:
@@ -436,53 +309,20 @@ def _times_of(signal: Signal, payloads: Sequence[memoryview]) -> list[TimeRange]
     return time_ranges(found or [0])
 
 
-def _count(signal: Signal, request: Any) -> int:
-    if signal is Signal.TRACES:
-        return sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
-    return sum(len(scope.log_records) for resource in request.resource_logs for scope in resource.scope_logs)
+def _in_two(signal: Signal, group: Sequence[_Request]) -> list[Sequence[_Request]]:
+    """Two halves of a group, or of the one request in it; one part: there is but a single item."""
+    if len(group) > 1:
+        middle = len(group) // 2
+        return [group[:middle], group[middle:]]
+    (request,) = group
+    return [
+        [_Request(f"{request.place}{letter}", payload, rows, request.hard)]
+        for letter, (payload, rows) in zip("ab", halves(signal, bytes(request.payload)), strict=False)
+    ]
 
 
-def _encode_rows(signal: Signal, payloads: Iterable[memoryview]) -> bytes:
+def _encode_rows(signal: Signal, payloads: Iterable[memoryview | bytes]) -> bytes:
     """Rows of whole requests in `ROWS_FORMAT`; ASCII JSON, so that no text can end a row."""
     parse = message_type(signal).FromString
     lines = [json.dumps(row) for payload in payloads for row in python_rows(signal, parse(bytes(payload)))]
     return "\n".join(lines).encode()
-
-
-def _send(client: Client, body: bytes) -> None:
-    """An INSERT with its data behind it."""
-    from clickhouse_connect.driver.exceptions import ClickHouseError
-
-    try:
-        client.raw_insert("", insert_block=body)  # no table: the body is sent as it is
-    except ClickHouseError as error:
-        raise _translate(error) from error
-
-
-def _command(client: Client, sql: str, parameters: Mapping[str, str | int] | None = None) -> None:
-    from clickhouse_connect.driver.exceptions import ClickHouseError
-
-    try:
-        client.command(sql, parameters=dict(parameters or {}))
-    except ClickHouseError as error:
-        raise _translate(error) from error
-
-
-def _raw_query(client: Client, sql: str) -> bytes:
-    from clickhouse_connect.driver.exceptions import ClickHouseError
-
-    try:
-        result: bytes = client.raw_query(sql, fmt="TabSeparated")
-    except ClickHouseError as error:
-        raise _translate(error) from error
-    return result
-
-
-def _translate(error: Exception) -> SegmentRefused | StoreUnavailable:
-    match = re.search(r"Code: (\d+)", str(error))
-    message = str(error).partition(": While executing")[0][:500]
-    if match and int(match[1]) in _DATA_ERRORS:
-        return SegmentRefused(message)
-    return StoreUnavailable(
-        f"the engine cannot take a segment now: {message}", "the log keeps it; it is tried again"
-    )

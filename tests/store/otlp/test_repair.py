@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spanloop_store import Engine
+from spanloop_store.errors import StoreOverloaded
 from spanloop_store.otlp import insert
 from spanloop_store.otlp.frames import frame
 from spanloop_store.otlp.insert import SegmentInserter
@@ -60,6 +61,50 @@ def test_one_span_of_1970_does_not_have_the_whole_table_read(engine: Engine, tmp
     assert done.engine_rows == 2
     assert client.command("SELECT count() FROM otel_traces") == ROWS_BETWEEN + 2
     assert client.command("SELECT count() FROM otel_traces_trace_id_ts WHERE TraceId LIKE '0%1'") >= 1
+    client.close()
+
+
+@pytest.mark.parametrize("signal", Signal)
+def test_what_is_too_much_for_the_memory_at_once_goes_in_parts(
+    engine: Engine, signal: Signal, tmp_path: Path
+) -> None:
+    client = engine.client()
+    client.command(f"TRUNCATE TABLE {signal.table}")
+    request = message_type(signal)()
+    resources = request.resource_spans if signal is Signal.TRACES else request.resource_logs
+    for count in (3, 0, 90):
+        resource = resources.add()
+        # Small on the wire, and once for each of its items in the table.
+        resource.resource.attributes.add(key="large").value.string_value = "x" * 300_000
+        for number in range(count):
+            name = f"{count} {number}"
+            if signal is Signal.TRACES:
+                spans = (resource.scope_spans or [resource.scope_spans.add()])[0].spans
+                spans.add(
+                    trace_id=b"t" * 16,
+                    span_id=number.to_bytes(8, "big"),
+                    start_time_unix_nano=NOW_NS,
+                    name=name,
+                )
+            else:
+                records = (resource.scope_logs or [resource.scope_logs.add()])[0].log_records
+                records.add(time_unix_nano=NOW_NS).body.string_value = name
+    path = tmp_path / "segment"
+    path.write_bytes(frame(request.SerializeToString()))
+    client.command(f"SET max_memory_usage = {2 * MEMORY_BYTES}")
+    inserter = SegmentInserter(client, embedded=True, quarantine=tmp_path)
+    with pytest.raises(StoreOverloaded, match="memory"):
+        inserter.insert(path, signal, items=93)
+    for _ in range(2):
+        done = inserter.insert(path, signal, again=True)
+        assert (done.rows, done.quarantined_rows) == (93, 0)
+    client.command("SET max_memory_usage = 0")
+    names = client.query(
+        f"SELECT {'SpanName' if signal is Signal.TRACES else 'Body'}, length(ResourceAttributes['large']) FROM {signal.table}"
+    ).result_rows
+    assert sorted(names) == sorted(
+        (f"{count} {number}", 300_000) for count in (3, 90) for number in range(count)
+    )
     client.close()
 
 
