@@ -100,7 +100,7 @@ def unharmed(store: str) -> Iterator[None]:
         ("postgres://host/db", "no kind of store"),
         ("chdb://relative/path", "no absolute path"),
         ("clickhouse://user:secret@127.0.0.1:1/db", "Connection refused"),
-        ("clickhouse://:99999/db", "Port out of range"),
+        ("clickhouse://:99999/db", "host and port are not HOST:PORT"),
         ("chdb:///dev/null", "there is no store at /dev/null"),
     ],
 )

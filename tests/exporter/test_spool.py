@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
+from tests.helpers.alone import alone
 
 from spanloop_exporter.spooling import bounds
 from spanloop_exporter.spooling.bounds import FULL, OLD, TORN, read_account, refused_in, report
@@ -266,6 +267,7 @@ def test_a_span_that_a_finalizer_ends_is_written_whatever_line_it_interrupts(
     assert kept <= {*inner, *outer}
 
 
+@alone
 def test_a_fork_child_writes_files_of_its_own(make: Callable[..., Spool], tmp_path: Path) -> None:
     spool = make()
     spool.append(TRACES, [b"parent 1"])
