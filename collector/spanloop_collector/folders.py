@@ -16,8 +16,8 @@ from spanloop_exporter.segments import SUFFIX, SegmentLog
 from spanloop_store import StoreUrl
 from spanloop_store.errors import InvalidOtlp, StoreLocked
 from spanloop_store.otlp.check import check_protobuf
-from spanloop_store.otlp.transports import PART_SUFFIX
 from spanloop_store.otlp.signals import Signal
+from spanloop_store.otlp.transports import PART_SUFFIX
 
 log = logging.getLogger(__name__)
 
