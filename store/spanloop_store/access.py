@@ -1,11 +1,14 @@
-"""Who may use a listening socket: this machine's users on loopback, elsewhere whoever shows the token."""
+"""Who may use a listening socket: this machine's users on loopback, elsewhere whoever shows a token."""
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
 
-TOKEN_VARIABLE = "SPANLOOP_TOKEN"  # noqa: S105  # the variable's name, not a token
+# The variables' names, not tokens. Which opens what: spanloop_collector.access.
+TOKEN_VARIABLE = "SPANLOOP_TOKEN"  # noqa: S105
+READ_TOKEN_VARIABLE = "SPANLOOP_READ_TOKEN"  # noqa: S105
+ADMIN_TOKEN_VARIABLE = "SPANLOOP_ADMIN_TOKEN"  # noqa: S105
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from spanloop_store import connection
+from spanloop_store import audit, connection, evaluations
 from spanloop_store.archive import Manifest, PieceWriter, Reader, TableBackup, Writer, unpacked
 from spanloop_store.engine import Engine
 from spanloop_store.errors import BackupError, NativeError
@@ -23,14 +23,22 @@ from spanloop_store.otlp.frames import SEGMENT_SUFFIX
 from spanloop_store.otlp.queries import quote
 from spanloop_store.owner import lock_holder, read_owner
 from spanloop_store.retention import apply_default, set_retention
-from spanloop_store.tables import LOOKUP, REGISTRY, TIME_COLUMNS, quote_name, read_columns, read_tables
+from spanloop_store.tables import (
+    LOOKUP,
+    PRIVACY,
+    REGISTRY,
+    TIME_COLUMNS,
+    quote_name,
+    read_columns,
+    read_tables,
+)
 from spanloop_store.url import StoreUrl
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 # The lookup is made again by its view, the schema's own table by the migrations.
-TABLES: Final = ("otel_traces", "otel_logs", "rewards", *REGISTRY, "ingest_segments")
+TABLES: Final = ("otel_traces", "otel_logs", "rewards", *REGISTRY, *PRIVACY, "ingest_segments")
 REPEATS: Final = "repeats"  # in the log: what the collector remembers of requests that it has logged
 _HASH: Final = "__spanloop_hash"
 _READ_BYTES: Final = 1 << 20
@@ -70,15 +78,18 @@ def backup(url: str | StoreUrl | None, to: str, progress: Progress = lambda _lin
 
     Raises:
         BackupError: the place is taken or cannot be written, or acknowledged requests wait in a log that nobody inserts.
+        AuditError: the audit trail cannot be written; nothing was copied.
         StoreUnavailable: the store, or its collector, does not answer.
     """
     parsed = StoreUrl.parse(url)
     _drain(parsed, progress)
     with closing(connection.connect(parsed, make=False)) as client:
         if is_destination(to):
+            _record(client, to)
             return _native_backup(parsed, client, to.strip(), progress)
         writer = Writer(Path(to).expanduser())
         try:
+            _record(client, str(Path(to).expanduser().resolve()))
             manifest = _write_all(parsed, client, writer, progress)
             writer.commit(manifest)
         except BaseException:
@@ -126,7 +137,13 @@ def restore(url: str | StoreUrl | None, source: str, progress: Progress = lambda
             with closing(connection.connect(parsed)) as client:
                 _refuse_rows(parsed, client)
                 _fill(client, reader, progress, scratch=None)
+                audit.record(client, "restore", source, {})
         return _summary(source, reader.manifest)
+
+
+def _record(client: Client, to: str) -> None:
+    """One row before the first byte leaves; the backup has it too."""
+    audit.record(client, "backup", to, {})
 
 
 def row_hash(columns: dict[str, str]) -> str:
@@ -258,6 +275,7 @@ def _restore_embedded(url: StoreUrl, reader: Reader, progress: Progress) -> None
     with Engine(url) as empty:
         with closing(empty.client()) as client:
             _refuse_rows(url, client)
+            kept = _read_privacy(client)
         if _waiting(url):
             raise BackupError(
                 f"requests wait in {url.log_path}; the store is untouched",
@@ -271,6 +289,8 @@ def _restore_embedded(url: StoreUrl, reader: Reader, progress: Progress) -> None
                 # Whatever its age, what was kept is restored; what a new store would let go of is decided afterwards.
                 set_retention(client, None)
                 _fill(client, reader, progress, scratch=staging)
+                _add_privacy(client, kept)
+                audit.record(client, "restore", str(reader.source), {})
                 apply_default(client)
             # Requests that the collector remembers need not be among the rows of the backup: they may come again.
             (url.log_path / REPEATS).unlink(missing_ok=True)
@@ -293,11 +313,18 @@ def _fill(client: Client, reader: Reader, progress: Progress, *, scratch: Path |
             )
         if table.rows:
             progress(f"restoring {name}: {table.rows:,} rows")
+        if name == "rewards":
+            # The views have made those of the events that were restored before.
+            rewards = read_tables(client)[name]
+            client.command(f"TRUNCATE TABLE {rewards.local}{rewards.on_cluster}")
         for piece in table.pieces:
             with reader.open(piece) as file:
                 _insert(client, name, list(table.columns), file, scratch)
-        if table.rows:
+        # What the store itself recorded stays beside what the backup has.
+        if table.rows and name not in PRIVACY:
             _compare(client, name, table)
+    if reader.manifest.schema_version < evaluations.VERSION:
+        evaluations.fill(client)
 
 
 def _insert(client: Client, name: str, columns: list[str], file: IO[bytes], scratch: Path | None) -> None:
@@ -345,7 +372,10 @@ def _refuse_rows(url: StoreUrl, client: Client) -> None:
     full = [
         name
         for name in (*TABLES, LOOKUP)
-        if name in present and client.query(f"SELECT count() FROM {name}").result_rows[0][0]  # noqa: S608  # constants
+        # What was done to it, and what was erased from it, outlives what is in it.
+        if name not in PRIVACY
+        and name in present
+        and client.query(f"SELECT count() FROM {name}").result_rows[0][0]  # noqa: S608  # constants
     ]
     if full:
         raise BackupError(
@@ -366,6 +396,8 @@ def _native_restore(url: StoreUrl, client: Client, source: str, progress: Progre
     progress(f"the engine reads {source}")
     # The tables are there, made by the migrations, and empty.
     _run_native(client, f"RESTORE {tables} FROM {source} SETTINGS allow_different_table_def = 1")
+    # It may be of before the views, and restored parts pass none.
+    evaluations.fill(client)
     return _counted(client, source)
 
 
@@ -380,6 +412,23 @@ def _native_tables(url: StoreUrl, client: Client) -> str:
     names = [present[name].local for name in (*TABLES, LOOKUP) if name in present]
     clause = ", ".join(f"TABLE {name}" for name in names)
     return clause + (f" ON CLUSTER {quote_name(clusters.pop())}" if clusters else "")
+
+
+def _read_privacy(client: Client) -> dict[str, bytes]:
+    """What must outlive a restore, as it is: a backup of before an erasure must not bring it back unseen."""
+    return {name: client.raw_query(f"SELECT * FROM {name}", fmt="Native") for name in PRIVACY}  # noqa: S608
+
+
+def _add_privacy(client: Client, kept: dict[str, bytes]) -> None:
+    """Puts back what the backup does not have."""
+    for name, data in kept.items():
+        if data:
+            client.command(f"CREATE TABLE before_restore AS {name}")
+            client.raw_insert("before_restore", insert_block=data, fmt="Native")
+            client.command(
+                f"INSERT INTO {name} SELECT * FROM before_restore WHERE tuple(*) NOT IN (SELECT tuple(*) FROM {name})"  # noqa: S608
+            )
+            client.command("DROP TABLE before_restore SYNC")
 
 
 def _run_native(client: Client, sql: str) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
+from spanloop_store import evaluations
 from spanloop_store.errors import SchemaError
 from spanloop_store.migrate import SCHEMA_TABLE, Migration, migrations
+from spanloop_store.otlp.signals import Signal
 from spanloop_store.retention import ttl_clause
-from spanloop_store.tables import SHARD_KEYS, TIME_COLUMNS, quote_name
+from spanloop_store.tables import PASSAGE, SHARD_KEYS, TIME_COLUMNS, quote_name
 
 LOCAL_SUFFIX: Final = "_local"
 _CREATE_TABLE = re.compile(
     r"\s*CREATE TABLE IF NOT EXISTS (\w+)\s*\((.*)\)\s*ENGINE = MergeTree\n(.*)", re.DOTALL
 )
+_CREATE_PASSAGE = re.compile(r"\s*CREATE TABLE IF NOT EXISTS (\w+)\s*\(.*\)\s*ENGINE = Null\s*", re.DOTALL)
 _CREATE_VIEW = re.compile(r"\s*CREATE MATERIALIZED VIEW IF NOT EXISTS (\w+)\s", re.DOTALL)
 _ALTER_TABLE = re.compile(r"\s*ALTER TABLE (\w+) ")
 # Replicated tables have a window of their own, whose default has changed between versions.
@@ -76,6 +80,12 @@ def cluster_ddl(layout: Layout, since: int = 0, steps: Sequence[Migration] | Non
             continue
         for statement in step.statements:
             statements += _render(statement, layout)
+        if step.version == evaluations.VERSION:
+            # A cluster's migration ends here: what the views have not seen is made now.
+            statements += [
+                evaluations.fill_statement(signal, named=partial(_qualified, layout=layout))
+                for signal in Signal
+            ]
         statements.append(
             f"INSERT INTO {_qualified('spanloop_schema', layout)} (version, name) VALUES ({step.version}, '{step.name}')"  # noqa: S608
         )
@@ -88,6 +98,8 @@ def _render(statement: str, layout: Layout) -> Iterator[str]:
         yield from (
             _sharded_table(statement, layout) if name in SHARD_KEYS else _registry_table(statement, layout)
         )
+    elif passage := _CREATE_PASSAGE.fullmatch(statement):
+        yield _here(statement, passage[1], layout)
     elif view := _CREATE_VIEW.match(statement):
         yield _view(statement, view[1], layout)
     elif alter := _ALTER_TABLE.match(statement):
@@ -131,7 +143,13 @@ def _view(statement: str, name: str, layout: Layout) -> str:
     text = statement.strip()
     for table in sorted(SHARD_KEYS, key=len, reverse=True):
         text = re.sub(rf"\b(TO|FROM) {table}\b", rf"\1 {_qualified(table + LOCAL_SUFFIX, layout)}", text)
-    return text.replace(f"EXISTS {name}", f"EXISTS {_qualified(name, layout)}{_on(layout)}", 1)
+    text = re.sub(rf"\b(TO|FROM) {PASSAGE}\b", rf"\1 {_qualified(PASSAGE, layout)}", text)
+    return _here(text, name, layout)
+
+
+def _here(statement: str, name: str, layout: Layout) -> str:
+    """The same on every node."""
+    return statement.strip().replace(f"EXISTS {name}", f"EXISTS {_qualified(name, layout)}{_on(layout)}", 1)
 
 
 def _parts(statement: str) -> tuple[str, str, str]:

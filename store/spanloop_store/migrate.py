@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from spanloop_store import evaluations
 from spanloop_store.adopt import adopt, check
 from spanloop_store.errors import SchemaError
 from spanloop_store.retention import apply_default
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 _DEDUPLICATED_TABLES = ("otel_traces", "otel_traces_trace_id_ts", "otel_logs", "rewards")
 _DEDUPLICATION_WINDOW = 10_000  # inserts remembered per table
 # Their rows stand in the collector's log, which forgets them once they are inserted: a power cut must not take them then.
-_SYNCED_TABLES = ("otel_traces", "otel_traces_trace_id_ts", "otel_logs")
+_SYNCED_TABLES = ("otel_traces", "otel_traces_trace_id_ts", "otel_logs", "rewards")
 # What a migration does beyond its SQL.
-_AFTER = {3: apply_default}
+_AFTER = {3: apply_default, evaluations.VERSION: evaluations.fill}
 _FILE_NAME = re.compile(r"(\d{4})_(\w+)\.sql")
 SCHEMA_TABLE = """
 CREATE TABLE IF NOT EXISTS spanloop_schema

@@ -1,23 +1,60 @@
-"""The registry's records: model versions, the aliases that point at them, and the audit trail of every move."""
+"""The registry: model versions, prompts, the aliases that point at them, and what was trained and evaluated."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from spanloop_store import pointers
 from spanloop_store.errors import RegistryError
+from spanloop_store.pointers import (
+    ACTIONS,
+    ALIASES,
+    CANDIDATE,
+    PRODUCTION,
+    Alias,
+    Kind,
+    Promotion,
+    aliases,
+    promotions,
+)
+from spanloop_store.prompts import PromptVersion, prompt, prompts, register_prompt
+from spanloop_store.records import NEVER, insert_record, json_object, json_text, split_reference, utc
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
-PRODUCTION: Final = "production"
-CANDIDATE: Final = "candidate"
-ALIASES: Final = (PRODUCTION, CANDIDATE)
-ACTIONS: Final = ("promote", "reject", "rollback", "point")
-_NEVER: Final = datetime.fromtimestamp(0, UTC)
+__all__ = [
+    "ACTIONS",
+    "ALIASES",
+    "CANDIDATE",
+    "PRODUCTION",
+    "Alias",
+    "Dataset",
+    "Evaluation",
+    "ModelVersion",
+    "Promotion",
+    "PromptVersion",
+    "TrainingRun",
+    "aliases",
+    "evaluation",
+    "evaluations",
+    "point_alias",
+    "promotions",
+    "prompt",
+    "prompts",
+    "record_dataset",
+    "record_evaluation",
+    "record_training_run",
+    "register_model",
+    "register_prompt",
+    "resolve",
+    "roll_back",
+    "split_reference",
+    "versions",
+]
 
 
 @dataclass(frozen=True)
@@ -42,45 +79,12 @@ class ModelVersion:
     dataset_id: str = ""
     training_run_id: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    created: datetime = _NEVER
+    created: datetime = NEVER
 
     @property
     def id(self) -> str:
         """NAME@VERSION."""
         return f"{self.name}@{self.version}"
-
-
-@dataclass(frozen=True)
-class Alias:
-    """Where an alias of a model points, and since when (UTC)."""
-
-    name: str
-    alias: str
-    version: int
-    time: datetime
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """One line of the audit trail; a rejection is one too and moves nothing.
-
-    Args:
-        time: UTC.
-        action: promote, reject, rollback or point.
-        version: the version it is about.
-        previous_version: where the alias pointed before; 0: nowhere.
-    """
-
-    time: datetime
-    name: str
-    alias: str
-    action: str
-    version: int
-    previous_version: int
-    evaluation_id: str
-    dataset_id: str
-    who: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Evaluation:
     gain_ci95_low: float
     gain_ci95_high: float
     details: Mapping[str, Any] = field(default_factory=dict)
-    time: datetime = _NEVER
+    time: datetime = NEVER
 
 
 @dataclass(frozen=True)
@@ -140,12 +144,6 @@ class Dataset:
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
-def split_reference(reference: str) -> tuple[str, str]:
-    """`NAME@REST` or `NAME` as (name, rest); the name may hold an `@` itself, the last one counts."""
-    name, separator, rest = reference.rpartition("@")
-    return (name, rest) if separator else (reference, "")
-
-
 def register_model(
     client: Client,
     name: str,
@@ -170,7 +168,7 @@ def register_model(
     made = ModelVersion(
         name, int(last) + 1, uri, parent, dataset_id, training_run_id, dict(metadata or {}), datetime.now(UTC)
     )
-    _insert(
+    insert_record(
         client,
         "resources",
         {
@@ -182,7 +180,7 @@ def register_model(
             "parent": made.parent,
             "dataset_id": made.dataset_id,
             "training_run_id": made.training_run_id,
-            "metadata": _json(made.metadata),
+            "metadata": json_text(made.metadata),
         },
     )
     return made
@@ -197,7 +195,7 @@ def versions(client: Client, name: str | None = None) -> list[ModelVersion]:
         parameters={"name": name or ""},
     ).result_rows
     return [
-        ModelVersion(row[0], int(row[1]), row[2], row[3], row[4], row[5], _object(row[6]), _utc(row[7]))
+        ModelVersion(row[0], int(row[1]), row[2], row[3], row[4], row[5], json_object(row[6]), utc(row[7]))
         for row in rows
     ]
 
@@ -237,16 +235,6 @@ def resolve(client: Client, reference: str) -> ModelVersion:
     )
 
 
-def aliases(client: Client) -> list[Alias]:
-    """Where every alias points now: the newest row of it that is no rejection."""
-    # Two rows of one instant cannot be told apart by time: `point_alias` keeps times of one alias apart.
-    rows = client.query(
-        "SELECT name, alias, argMax(version, time), max(time) FROM promotions"
-        " WHERE kind = 'model' AND action != 'reject' GROUP BY name, alias ORDER BY name, alias"
-    ).result_rows
-    return [Alias(name, alias, int(version), _utc(time)) for name, alias, version, time in rows]
-
-
 def point_alias(
     client: Client,
     name: str,
@@ -258,6 +246,7 @@ def point_alias(
     dataset_id: str = "",
     who: str = "",
     why: str = "",
+    kind: Kind = "model",
 ) -> Promotion:
     """Writes one row of the audit trail. The row is the pointer: unless it is a rejection, the alias moves with it.
 
@@ -268,52 +257,46 @@ def point_alias(
         raise RegistryError(f"{alias!r} is no alias", f"use one of: {', '.join(ALIASES)}")
     if action not in ACTIONS:
         raise RegistryError(f"{action!r} is no action", f"use one of: {', '.join(ACTIONS)}")
-    resolve(client, f"{name}@{version}")
-    # The store orders by time, so a row is later than every row of its alias even where a clock stands still or
-    # steps back. Computed by the engine's clock, in nanoseconds, in the insert itself.
-    client.command(
-        "INSERT INTO promotions (time, kind, name, alias, action, version, previous_version, evaluation_id,"
-        " dataset_id, who, why)"
-        " WITH (SELECT max(toUnixTimestamp64Nano(time)) FROM promotions"
-        "   WHERE kind = 'model' AND name = {name:String} AND alias = {alias:String}) AS last"
-        " SELECT fromUnixTimestamp64Nano(greatest(toUnixTimestamp64Nano(now64(9)), last + 1)), 'model',"
-        " {name:String}, {alias:String}, {action:String}, {version:UInt32},"
-        " (SELECT argMax(version, time) FROM promotions"
-        "   WHERE kind = 'model' AND name = {name:String} AND alias = {alias:String} AND action != 'reject'),"
-        " {evaluation:String}, {dataset:String}, {who:String}, {why:String}",
-        parameters={
-            "name": name,
-            "alias": alias,
-            "action": action,
-            "version": version,
-            "evaluation": evaluation_id,
-            "dataset": dataset_id,
-            "who": who,
-            "why": why,
-        },
+    (prompt if kind == "prompt" else resolve)(client, f"{name}@{version}")
+    return pointers.move(
+        client,
+        kind,
+        name,
+        alias,
+        version,
+        action=action,
+        evaluation_id=evaluation_id,
+        dataset_id=dataset_id,
+        who=who,
+        why=why,
     )
-    return promotions(client, name, alias)[-1]
 
 
-def promotions(client: Client, name: str | None = None, alias: str | None = None) -> list[Promotion]:
-    """The audit trail, oldest first; of one model or alias where given."""
-    rows = client.query(
-        "SELECT time, name, alias, action, version, previous_version, evaluation_id, dataset_id, who, why"
-        " FROM promotions WHERE kind = 'model'"
-        " AND ({name:String} = '' OR name = {name:String}) AND ({alias:String} = '' OR alias = {alias:String})"
-        " ORDER BY time, name, alias",
-        parameters={"name": name or "", "alias": alias or ""},
-    ).result_rows
-    return [
-        Promotion(_utc(row[0]), row[1], row[2], row[3], int(row[4]), int(row[5]), *row[6:]) for row in rows
-    ]
+def roll_back(
+    client: Client, name: str, alias: str = PRODUCTION, *, kind: Kind = "model", who: str = "", why: str = ""
+) -> Promotion:
+    """Points an alias to where it pointed before; once more, to where it pointed before that.
+
+    A prompt whose first move is rolled back points nowhere: its agent's own text goes out again.
+
+    Raises:
+        RegistryError: there is no step to take back.
+    """
+    trail = promotions(client, name, alias, kind)
+    target = pointers.before(trail)
+    moves = [row for row in trail if row.action != "reject"]
+    if not moves or not moves[-1].version or (kind == "model" and not target):
+        known = prompts(client, name) if kind == "prompt" else versions(client, name)
+        what = f"{name}@{alias} has no earlier version" if known else f"the registry has no {kind} {name!r}"
+        raise RegistryError(what, "spanloop prompt list" if kind == "prompt" else "spanloop status")
+    return pointers.move(client, kind, name, alias, target, action="rollback", who=who, why=why)
 
 
 def record_dataset(client: Client, dataset: Dataset) -> None:
     """Records a dataset; one that is known already (the same content) is not recorded twice."""
     if not _is_recorded(client, "datasets", dataset.id, dataset.uri):
         record = {key: getattr(dataset, key) for key in ("id", "uri", "parent", "episodes", "transitions")}
-        _insert(client, "datasets", {**record, "manifest": _json(dataset.manifest)})
+        insert_record(client, "datasets", {**record, "manifest": json_text(dataset.manifest)})
 
 
 def record_training_run(client: Client, run: TrainingRun) -> None:
@@ -321,7 +304,7 @@ def record_training_run(client: Client, run: TrainingRun) -> None:
     if not _is_recorded(client, "training_runs", run.id, run.uri):
         keys = ("id", "started", "finished", "algorithm", "dataset_id", "base", "uri", "status")
         record = {key: getattr(run, key) for key in keys}
-        _insert(client, "training_runs", {**record, "metrics": _json(run.metrics)})
+        insert_record(client, "training_runs", {**record, "metrics": json_text(run.metrics)})
 
 
 _EVALUATION_KEYS = (
@@ -334,7 +317,7 @@ _EVALUATIONS = f"SELECT {', '.join(_EVALUATION_KEYS)}, details, time FROM evalua
 def record_evaluation(client: Client, evaluation: Evaluation) -> None:
     """Records an evaluation; its `time` is set by the store."""
     record = {key: getattr(evaluation, key) for key in _EVALUATION_KEYS}
-    _insert(client, "evaluations", {**record, "details": _json(evaluation.details)})
+    insert_record(client, "evaluations", {**record, "details": json_text(evaluation.details)})
 
 
 def evaluation(client: Client, evaluation_id: str) -> Evaluation:
@@ -371,7 +354,7 @@ def evaluations(client: Client, limit: int = 100) -> list[Evaluation]:
 def _evaluation(row: Sequence[Any]) -> Evaluation:
     *values, details, time = row
     return Evaluation(
-        **dict(zip(_EVALUATION_KEYS, values, strict=True)), details=_object(details), time=_utc(time)
+        **dict(zip(_EVALUATION_KEYS, values, strict=True)), details=json_object(details), time=utc(time)
     )
 
 
@@ -382,23 +365,6 @@ def _is_recorded(client: Client, table: str, record_id: str, uri: str) -> bool:
             parameters={"table": table, "id": record_id, "uri": uri},
         ).result_rows[0][0]
     )
-
-
-def _insert(client: Client, table: str, record: Mapping[str, Any]) -> None:
-    client.insert(table, [list(record.values())], column_names=list(record))
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
-def _object(text: str) -> dict[str, Any]:
-    value = json.loads(text or "{}")
-    return value if isinstance(value, dict) else {"value": value}
-
-
-def _utc(time: datetime) -> datetime:
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _numbers(known: list[ModelVersion]) -> str:

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 UPSTREAM: Final = ("otel_traces", "otel_traces_trace_id_ts", "otel_logs")
 LOOKUP: Final = "otel_traces_trace_id_ts"
 LOOKUP_VIEW: Final = "otel_traces_trace_id_ts_mv"
+# Keeps no rows: what is inserted goes on to the views behind it.
+PASSAGE: Final = "evaluation_events"
 REGISTRY: Final = ("resources", "promotions", "datasets", "training_runs", "evaluations")
+# Who did what, and what must not come back.
+PRIVACY: Final = ("audit", "erasures")
 # The time of a row, by which it belongs to a partition (a day).
 TIME_COLUMNS: Final = {
     "otel_traces": "Timestamp",

@@ -8,9 +8,10 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import spanloop_store.engine as engine_module
-from spanloop_store import Engine, registry
+from spanloop_store import Engine, evaluations, registry
 from spanloop_store.connection import _set_up_for_cluster
 from spanloop_store.ddl import Layout, cluster_ddl
 from spanloop_store.errors import SchemaError
@@ -34,6 +35,16 @@ def alone(statement: str) -> str:
     )
     window = r"\breplicated_deduplication_window = (\d+), replicated_deduplication_window_seconds = \d+"
     return re.sub(window, r"non_replicated_deduplication_window = \1", plain)
+
+
+def made(client: Any) -> list[str]:
+    """Names of rewards that were made of events, here and as all nodes have them."""
+    sql = "SELECT name FROM {} WHERE id != 'r'"
+    return [
+        str(row[0])
+        for table in ("rewards", "rewards_local")
+        for row in client.query(sql.format(table)).result_rows
+    ]
 
 
 def main(folder: Path) -> None:
@@ -68,6 +79,22 @@ def main(folder: Path) -> None:
         for again in (False, False, True):
             inserter.insert(segment, Signal.TRACES, again=again)
         client.command("INSERT INTO rewards (id, time, trace_id) VALUES ('r', now64(9), 't')")
+        # An evaluation event goes through the views of the local tables; an upgrade makes what they have not seen.
+        request = message_type(Signal.LOGS)()
+        record = request.resource_logs.add().scope_logs.add().log_records.add(event_name=evaluations.EVENT)
+        record.time_unix_nano = 1_900_000_000_000_000_000
+        for key, text in (("gen_ai.evaluation.name", "n"), ("gen_ai.evaluation.score.value", "1")):
+            record.attributes.add(key=key).value.string_value = text
+        segment.write_bytes(frame(request.SerializeToString()))
+        found["evaluation events"] = []
+        upgrade = cluster_ddl(Layout("one", days=30), since=evaluations.VERSION - 1)
+        for again in (False, True):
+            inserter.insert(segment, Signal.LOGS, again=again)
+            found["evaluation events"] += [made(client)]
+            client.command("DELETE FROM rewards_local WHERE id != 'r'")
+            for statement in upgrade:
+                client.command(alone(statement))
+            found["evaluation events"] += [made(client)]
         registry.register_model(client, "m", "/m")
         registry.point_alias(client, "m", "candidate", 1, action="point")
         found["counts"] = {

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from spanloop_store import Engine, RegistryError, registry
+from spanloop_store.prompts import revise_prompt
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +102,124 @@ def test_records_round_trip(client: Any) -> None:
     assert [item.id for item in registry.evaluations(client)] == ["e1"]
     with pytest.raises(RegistryError, match="e1"):
         registry.evaluation(client, "e2")
+
+
+def test_prompts_count_up_and_the_same_text_is_the_same_version(client: Any) -> None:
+    shots = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    first = registry.register_prompt(
+        client, "bakery", "You are {{who}}.", metadata={"agent": "shop", "note": "ü'"}
+    )
+    second = registry.register_prompt(client, "bakery", "You are {{who}}.", examples=shots, parent=first.id)
+    again = registry.register_prompt(client, "bakery", "You are {{who}}.")
+    other = registry.register_prompt(client, "bank", "You count.")
+    assert [first.id, second.id, again.id, other.id] == ["bakery@1", "bakery@2", "bakery@1", "bank@1"]
+    found = registry.prompts(client, "bakery")
+    assert [version.examples for version in found] == [(), tuple(shots)]
+    assert found[1].metadata["agent"] == "shop"  # a name's agent goes on from its first version
+    assert (found[1].parent, found[0].template.names) == ("bakery@1", ("who",))
+    # Models and prompts of one name do not meet.
+    registry.register_model(client, "bakery", "/m")
+    assert [version.id for version in registry.versions(client)] == ["bakery@1"]
+
+
+def test_two_who_take_one_number_at_once_get_two(client: Any) -> None:
+    """The row of another gateway that came first, between our look and our insert."""
+    column_names = ["kind", "name", "version", "content", "metadata"]
+    taken = ["prompt", "p", 1, "theirs", '{"key": "other"}']
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(client, name)
+
+        def insert(self, *args: Any, **options: Any) -> Any:
+            if not client.command("SELECT count() FROM resources"):
+                client.insert("resources", [taken], column_names=column_names)
+            return client.insert(*args, **options)
+
+    interrupted: Any = Interrupted()
+    assert registry.register_prompt(interrupted, "p", "ours").id == "p@2"
+    assert [(version.version, version.content) for version in registry.prompts(client)] == [
+        (1, "theirs"),
+        (2, "ours"),
+    ]
+
+
+def test_a_learnt_version_is_revised_in_place_and_a_written_one_never(client: Any) -> None:
+    learnt = registry.register_prompt(client, "p", "Hi Anna", metadata={"origin": "agent"})
+    written = registry.register_prompt(client, "p", "Hi Bob")
+    for content in ("Hi {{a}}", "{{a}} {{b}}"):
+        learnt = revise_prompt(client, learnt, content=content)
+    revise_prompt(client, learnt, same_as="p@2")
+    found = registry.prompt(client, "p@1")
+    assert (found.content, found.same_as, found.revision) == ("{{a}} {{b}}", "p@2", 3)
+    assert found.created == registry.prompts(client)[0].created
+    assert client.command("SELECT count() FROM resources WHERE content LIKE '%Anna%'") == 0
+    with pytest.raises(RegistryError):
+        revise_prompt(client, written, content="x")
+
+
+def test_prompt_aliases_move_and_roll_back_step_by_step(client: Any) -> None:
+    for number in range(1, 4):
+        registry.register_prompt(client, "p", f"text {number}")
+        registry.register_model(client, "p", f"/m{number}")
+    for number in (2, 3, 1):
+        registry.point_alias(
+            client, "p", "production", number, action="point", kind="prompt", who="w", why="y"
+        )
+    registry.point_alias(client, "p", "candidate", 3, action="point", kind="prompt")
+    assert registry.prompt(client, "p").id == "p@1"
+    assert registry.prompt(client, "p@candidate").id == "p@3"
+    assert registry.aliases(client) == []  # of models
+    steps = [registry.roll_back(client, "p", kind="prompt", who="w", why="no") for _ in range(3)]
+    assert [(step.previous_version, step.version, step.action) for step in steps] == [
+        (1, 3, "rollback"),
+        (3, 2, "rollback"),
+        (2, 0, "rollback"),
+    ]
+    assert [alias.alias for alias in registry.aliases(client, "prompt")] == ["candidate"]
+    with pytest.raises(RegistryError, match="no earlier version"):
+        registry.roll_back(client, "p", kind="prompt")
+    registry.point_alias(client, "p", "production", 2, action="point", kind="prompt")
+    registry.point_alias(client, "p", "production", 3, action="reject", kind="prompt")
+    assert registry.roll_back(client, "p", kind="prompt").version == 0
+    assert len(registry.promotions(client, "p", "production", "prompt")) == 9
+
+
+def test_a_model_rolls_back_to_a_version_only(client: Any) -> None:
+    for number in range(1, 3):
+        registry.register_model(client, "m", f"/m{number}")
+        registry.point_alias(client, "m", "production", number, action="promote")
+    assert registry.roll_back(client, "m", who="w", why="worse").version == 1
+    assert registry.resolve(client, "m").id == "m@1"
+    with pytest.raises(RegistryError, match="no earlier version"):
+        registry.roll_back(client, "m")
+    with pytest.raises(RegistryError, match="no model 'nobody'"):
+        registry.roll_back(client, "nobody")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "examples"),
+    [
+        ("a@b", "x", []),
+        ("", "x", []),
+        ("p", " \n", []),
+        ("p", "x", [{"role": "robot", "content": "x"}]),
+        ("p", "x", [{"role": "user"}]),
+        ("p", "x", ["text"]),
+    ],
+    ids=["at", "no-name", "empty", "role", "no-content", "no-message"],
+)
+def test_what_cannot_be_a_prompt_is_refused(client: Any, name: str, content: str, examples: Any) -> None:
+    with pytest.raises(RegistryError) as caught:
+        registry.register_prompt(client, name, content, examples=examples)
+    assert caught.value.hint
+    assert registry.prompts(client) == []
+
+
+@pytest.mark.parametrize("reference", ["nobody", "p@candidate", "p@7"])
+def test_unknown_prompts_list_what_there_is(client: Any, reference: str) -> None:
+    registry.register_prompt(client, "p", "x")
+    with pytest.raises(RegistryError) as caught:
+        registry.prompt(client, reference)
+    assert "p" in caught.value.message
+    assert caught.value.hint

@@ -174,8 +174,9 @@ class SegmentInserter:
         (self._needs_care.discard if len(easy) == len(requests) else self._needs_care.add)(signal)
         self._insert_group(attempt, PROTOBUF, easy, whole=whole if len(easy) == len(requests) else None)
         self._insert_group(attempt, ROWS_FORMAT, [request for request in requests if request.hard])
-        if attempt.missing is not None and signal is Signal.TRACES:
-            command(self._client, queries.complete_view(attempt.missing))
+        if attempt.missing is not None:
+            for statement in queries.complete_views(signal, attempt.missing):
+                command(self._client, statement)
         return attempt.result(), len(data)
 
     def _insert_group(

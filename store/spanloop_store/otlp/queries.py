@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+from spanloop_store.evaluations import fill_statement
 from spanloop_store.otlp.rows import COLUMNS
 from spanloop_store.otlp.signals import Signal
 
@@ -192,9 +193,12 @@ def insert_query(
     return f"{body}\n{_settings(signal, fmt, local=local)}, {_insert_settings(token)}"
 
 
-def complete_view(within: Sequence[TimeRange]) -> str:
-    """INSERT of what `otel_traces_trace_id_ts` lacks of `otel_traces`."""
-    return _fill("trace_id_ts.sql", within=_within(within))
+def complete_views(signal: Signal, within: Sequence[TimeRange]) -> list[str]:
+    """INSERTs of what `otel_traces_trace_id_ts` and `rewards` lack of a signal's table."""
+    rewards = fill_statement(signal, _within(within))
+    return (
+        [_fill("trace_id_ts.sql", within=_within(within)), rewards] if signal is Signal.TRACES else [rewards]
+    )
 
 
 def hard_query(signal: Signal, path: Path) -> str:

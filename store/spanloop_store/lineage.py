@@ -1,0 +1,194 @@
+"""Which datasets hold rows of given traces, and which model versions learnt from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from spanloop_store import registry
+from spanloop_store.subjects import Subject
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+PARQUET: Final = "transitions.parquet"
+_CHUNK: Final = 1000
+
+
+@dataclass(frozen=True)
+class DatasetHit:
+    """A dataset that holds it, or may.
+
+    Args:
+        id: the content hash.
+        uri: its folder.
+        rows: transitions of it; None: the dataset is not on this machine, or was made from one that has some.
+        why: in words.
+    """
+
+    id: str
+    uri: str
+    rows: int | None
+    why: str
+
+
+@dataclass(frozen=True)
+class ModelHit:
+    """A model version that learnt from it, or may have.
+
+    Args:
+        id: NAME@VERSION.
+        uri: its folder.
+        why: the dataset, run or version through which.
+        aliases: those that point at it now.
+    """
+
+    id: str
+    uri: str
+    why: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What was made of it."""
+
+    datasets: tuple[DatasetHit, ...] = ()
+    training_runs: tuple[str, ...] = ()
+    models: tuple[ModelHit, ...] = ()
+
+
+def trace_lineage(
+    client: Client, subject: Subject, traces: Collection[str], *, first: datetime | None, reads_files: bool
+) -> Lineage:
+    """Follows traces into datasets, training runs and model versions, and from these to what was made of them.
+
+    Args:
+        client: of the store.
+        subject: what was asked for; a session's id is in the ids of its episodes.
+        traces: its traces.
+        first: when its first span began: an older dataset has nothing of it; None: not known.
+        reads_files: whether the client's engine runs on this machine with the right to read files.
+    """
+    datasets = _datasets(client, subject, traces, first, reads_files)
+    ids = {dataset.id for dataset in datasets}
+    runs = {
+        row[0]: row[1]
+        for row in client.query("SELECT id, dataset_id FROM training_runs ORDER BY started").result_rows
+        if row[1] in ids
+    }
+    pointers: dict[str, list[str]] = {}
+    for alias in registry.aliases(client):
+        pointers.setdefault(f"{alias.name}@{alias.version}", []).append(alias.alias)
+    why: dict[str, str] = {}
+    versions = registry.versions(client)
+    places = {version.uri: version.id for version in versions if version.uri}
+    for version in versions:
+        if version.dataset_id in ids:
+            why[version.id] = f"trained on dataset {version.dataset_id[:16]}"
+        elif version.training_run_id in runs:
+            why[version.id] = f"made by training run {version.training_run_id}"
+    grown = -1
+    while grown != len(why):  # versions that were trained from these
+        grown = len(why)
+        for version in versions:
+            parent = places.get(version.parent, version.parent)
+            if parent in why and version.id not in why:
+                why[version.id] = f"trained from {parent}"
+    models = [
+        ModelHit(version.id, version.uri, why[version.id], tuple(pointers.get(version.id, ())))
+        for version in versions
+        if version.id in why
+    ]
+    return Lineage(tuple(datasets), tuple(runs), tuple(models))
+
+
+def _datasets(
+    client: Client, subject: Subject, traces: Collection[str], first: datetime | None, reads_files: bool
+) -> list[DatasetHit]:
+    rows = client.query(
+        "SELECT id, uri, parent, min(created) FROM datasets GROUP BY id, uri, parent ORDER BY 4, id, uri"
+    ).result_rows
+    hits: dict[str, DatasetHit] = {}
+    parents: dict[str, tuple[str, str]] = {}
+    for id, uri, parent, created in rows:
+        parents[id] = (parent, uri)
+        created = created.replace(tzinfo=UTC) if created.tzinfo is None else created
+        if first is not None and created < first:
+            continue
+        count = _rows_in(client, Path(uri) / PARQUET, subject, traces, reads_files)
+        if count:
+            hits[id] = DatasetHit(id, uri, count, f"{count} transitions")
+        elif count is None and id not in hits:
+            hits[id] = DatasetHit(
+                id,
+                uri,
+                None,
+                "cannot be read here: run `spanloop erase` with --dry-run on the machine that has it",
+            )
+    grown = -1
+    while grown != len(hits):
+        grown = len(hits)
+        for id, (parent, uri) in parents.items():
+            if parent in hits and id not in hits:
+                hits[id] = DatasetHit(id, uri, None, f"made from dataset {parent[:16]}")
+    return list(hits.values())
+
+
+def _rows_in(
+    client: Client, path: Path, subject: Subject, traces: Collection[str], reads_files: bool
+) -> int | None:
+    """Rows of a dataset that are of these traces; None: the file is not here, or nothing here can read it."""
+    if not path.is_file():
+        return None
+    sessions = [f"{id}@" for id in subject.ids] if subject.kind == "session" else []
+    return _by_engine(client, path, sessions, traces) if reads_files else _by_polars(path, sessions, traces)
+
+
+def _by_engine(client: Client, path: Path, sessions: list[str], traces: Collection[str]) -> int | None:
+    from clickhouse_connect.driver.exceptions import ClickHouseError
+
+    found = 0
+    pieces = _chunks(traces) if traces else [[]]
+    for place, chunk in enumerate(pieces):
+        # Rows of the session are counted once, with the first piece.
+        parameters: Mapping[str, Any] = {
+            "path": str(path),
+            "ids": chunk,
+            "sessions": [] if place else sessions,
+        }
+        try:
+            found += int(
+                client.query(
+                    "SELECT count() FROM file({path:String}, Parquet, 'trace_id String, episode_id String')"
+                    " WHERE trace_id IN {ids:Array(String)}"
+                    " OR arrayExists(session -> startsWith(episode_id, session), {sessions:Array(String)})",
+                    parameters=dict(parameters),
+                ).result_rows[0][0]
+            )
+        except ClickHouseError:
+            return None
+    return found
+
+
+def _by_polars(path: Path, sessions: list[str], traces: Collection[str]) -> int | None:
+    try:
+        import polars as pl
+    except ImportError:
+        return None
+    try:
+        frame = pl.read_parquet(path, columns=["trace_id", "episode_id"])
+    except (OSError, pl.exceptions.PolarsError):
+        return None
+    hit = pl.col("trace_id").is_in(list(traces))
+    for session in sessions:
+        hit |= pl.col("episode_id").str.starts_with(session)
+    return frame.filter(hit).height
+
+
+def _chunks(ids: Iterable[str]) -> list[list[str]]:
+    whole = sorted(ids)
+    return [whole[start : start + _CHUNK] for start in range(0, len(whole), _CHUNK)]
