@@ -312,6 +312,20 @@ def test_reward_is_by_version_once_and_unscored_is_not_zero(recorded: Recorded) 
     assert {(row["version"], row["mean"]) for row in over_time} == {(VERSION, 1.0), ("unknown", 0.0)}
 
 
+def test_each_judgement_of_an_evaluator_counts_once(recorded: Recorded) -> None:
+    """A rule that judged an episode again counts by its newest value, an unscored judgement by none."""
+    found = {
+        (row["Reward"], row["Source"]): row
+        for row in run(recorded, "agents", find("agents", "Rewards by evaluator"))
+    }
+    counts = {key: (row["Judgements"], row["Unscored"], row["Mean"]) for key, row in found.items()}
+    assert counts == {
+        ("exact_match", "rule"): (1, 0, 1.0),
+        ("exact_match", "event"): (2, 1, 0.0),
+        ("helpful", "event"): (1, 0, 0.5),
+    }
+
+
 def test_rewards_of_a_trace_are_listed_once(recorded: Recorded) -> None:
     table = run(recorded, "traces", find("traces", "Rewards of this trace"), trace_id=recorded.stamped_trace)
     assert sorted((row["Reward"], str(row["Value"])) for row in table) == [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -54,6 +54,10 @@ class Config(_Strict):
     tasks: tuple[TaskFile, ...] = ()
     rewards: tuple[RewardRule, ...] = ()
     credit: Credit = Field(default_factory=Credit)
+    gateway: dict[str, Any] = Field(default_factory=dict, exclude=True)
+    """Not ours: `spanloop up` reads and checks it. No dataset depends on it."""
+    redaction: dict[str, Any] = Field(default_factory=dict, exclude=True)
+    """Not ours either: `SPANLOOP_REDACTION` may name this file."""
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
     def task_path(self, task_file: TaskFile) -> Path:

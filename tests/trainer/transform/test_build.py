@@ -77,6 +77,20 @@ def test_the_gateways_span_is_merged_and_is_no_call(build_rows: Build) -> None:
     assert manifest.counts["usable_with_token_ids"] == 2
 
 
+def test_the_prompt_that_ran_is_named_by_the_gateways_stamp(build_rows: Build) -> None:
+    agent = Agent()
+    system = {"role": "system", "parts": [{"type": "text", "content": "You are kind."}]}
+    rows = [agent.call([system, user("p")], said("a"), at=at) for at in range(3)]
+    replaced = gateway(rows[0], **{"spanloop.prompt.version": "p@2", "spanloop.prompt.requested": "p@1"})
+    _, frame = build_rows([*rows, replaced, gateway(rows[1], **{"spanloop.prompt.version": "p@1"})])
+    by_span = dict(frame.select("span_id", "resources").unique("span_id").iter_rows())
+    assert by_span[rows[0]["SpanId"]] == ["prompt:p@2", "requested:p@1"]
+    assert by_span[rows[1]["SpanId"]] == ["prompt:p@1"]
+    (hashed,) = by_span[rows[2]["SpanId"]]
+    assert hashed.startswith("prompt:")
+    assert "@" not in hashed
+
+
 def test_a_failed_call_gets_the_version_that_failed(build_rows: Build) -> None:
     row = Agent().call([user("p")], at=0, **{"error.type": "E", "gen_ai.response.id": ""})
     _, frame = build_rows([row, gateway(row, **{"spanloop.completion_token_ids": ""})])

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from spanloop_store import registry
+from spanloop_store import audit, registry
 from spanloop_trainer.config import Config
 from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform.calls import distinct_calls, merge_gateway, with_status
@@ -22,7 +22,7 @@ from spanloop_trainer.transform.episodes import assign_episodes, next_calls
 from spanloop_trainer.transform.funnel import Funnel
 from spanloop_trainer.transform.messages import read_messages, states
 from spanloop_trainer.transform.read import Spans, Window, read_spans, span_range
-from spanloop_trainer.transform.rewards import address, score_rules, total, write_rule_rewards
+from spanloop_trainer.transform.rewards import address, name_answers, score_rules, total, write_rule_rewards
 from spanloop_trainer.transform.tasks import assign_tasks, read_tasks
 
 Progress = Callable[[str], None]
@@ -54,6 +54,7 @@ def build(
     Raises:
         TransformError: no model call in the window, or a reward expression that is wrong.
         ConfigError: a task file is missing or malformed.
+        AuditError: the audit trail cannot be written; nor was the dataset.
     """
     tasks = read_tasks(config)
     config_hash = config.content_hash()
@@ -67,6 +68,9 @@ def build(
     if transitions.is_empty():
         raise _nothing(client, window, agents, funnel)
     progress(f"writing {transitions.height} transitions to {out}")
+    audit.record(
+        client, "build", str(out.resolve()), {"window": str(window), "transitions": transitions.height}
+    )
     splits = dict(sorted(transitions.group_by("split").agg(pl.col("episode_id").n_unique()).iter_rows()))
     manifest = write_dataset(
         out,
@@ -132,7 +136,8 @@ def transform(
     funnel.count("calls", calls.height)
     episodes = assign_tasks(_episodes(calls, messages.answers), tasks)
     rule_parts = score_rules(episodes, config)
-    call_parts, episode_parts = address(spans.rewards, calls, funnel)
+    judgements = name_answers(spans.rewards, spans.calls, spans.gateway)
+    call_parts, episode_parts = address(judgements, calls, spans.ancestors, funnel)
     of_episodes = total(pl.concat([rule_parts, episode_parts]), "episode_id", config)
     of_calls = total(call_parts, "row", config)
     transitions = _transitions(calls, messages.answers, episodes, of_episodes, of_calls)
@@ -148,13 +153,15 @@ def transform(
 def _policy(calls: pl.DataFrame) -> pl.DataFrame:
     """Add `policy`, `policy_version` and `resources`: the gateway's stamp, else the names that the span has."""
     texts = calls["system_text"].drop_nulls().unique()
-    hashes = [[f"prompt:{hashlib.sha256(text.encode()).hexdigest()[:16]}"] for text in texts.to_list()]
-    table = pl.DataFrame([texts, pl.Series("resources", hashes, dtype=pl.List(pl.String))])
+    hashes = [f"prompt:{hashlib.sha256(text.encode()).hexdigest()[:16]}" for text in texts.to_list()]
+    table = pl.DataFrame([texts, pl.Series("prompt_hash", hashes, dtype=pl.String)])
+    prompt = pl.coalesce(pl.lit("prompt:") + pl.col("prompt_version"), "prompt_hash")
+    requested = pl.lit("requested:") + pl.col("prompt_requested")
     named = pl.coalesce("response_model", pl.col("request_model").replace("", None))
     return calls.join(table, on="system_text", how="left", maintain_order="left").with_columns(
         pl.coalesce("served_version", named).alias("policy_version"),
         pl.coalesce(pl.col("served_version").str.split("@").list.first(), named).alias("policy"),
-        pl.col("resources").fill_null(pl.lit([], dtype=pl.List(pl.String))),
+        pl.concat_list(prompt, requested).list.drop_nulls().alias("resources"),
     )
 
 

@@ -8,7 +8,7 @@ from spanloop_trainer.transform.funnel import Funnel
 from spanloop_trainer.transform.messages import Messages, tools
 
 _STAMP = (
-    "served_version", "prompt_ids", "completion_ids", "logprobs",
+    "served_version", "prompt_version", "prompt_requested", "prompt_ids", "completion_ids", "logprobs",
     "gateway_seed", "gateway_temperature", "gateway_top_p", "gateway_max_tokens",
 )  # fmt: skip
 

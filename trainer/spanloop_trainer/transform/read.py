@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from spanloop_store.erase import erased_traces
 from spanloop_store.errors import StoreUnavailable
 from spanloop_trainer.transform.flavours import Flavour, flavours
 
@@ -91,13 +92,17 @@ def _frame(client: Any, sql: str, parameters: dict[str, Any] | None = None) -> p
     try:
         table = client.query_arrow(sql, parameters=parameters)
     except ClickHouseError as error:
-        raise StoreUnavailable(
-            f"the store did not answer a query: {str(error).splitlines()[0]}",
-            "run `spanloop doctor`; no data was changed",
-        ) from error
+        raise _no_answer(error) from error
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _no_answer(error: ClickHouseError) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"the store did not answer a query: {str(error).splitlines()[0]}",
+        "run `spanloop doctor`; no data was changed",
+    )
 
 
 def _calls(
@@ -128,6 +133,11 @@ def read_spans(client: Any, window: Window) -> Spans:
         StoreUnavailable: the store did not answer.
     """
     parameters = window.parameters()
+    # Late spans of what was erased, which the collector has not removed yet.
+    try:
+        erased = erased_traces(client, parameters["since"], parameters["until"])
+    except ClickHouseError as error:
+        raise _no_answer(error) from error
     known = flavours()
     anyone = " OR ".join(f"({flavour.recognise})" for flavour in known)
     calls = pl.concat(
@@ -137,12 +147,16 @@ def read_spans(client: Any, window: Window) -> Spans:
     gateway = _once(_frame(client, _sql("gateway.sql"), parameters)).with_columns(
         pl.col("start").dt.replace_time_zone(None),
         pl.col("in_window").cast(pl.Boolean),
-        pl.col("response_id", "served_version").replace("", None),
+        pl.col("response_id", "served_version", "prompt_version", "prompt_requested").replace("", None),
     )
     ancestors = _once(_frame(client, _sql("ancestors.sql", anyone), parameters)).with_columns(
         pl.col("is_agent").cast(pl.Boolean), pl.col("agent_name", "agent_session").replace("", None)
     )
-    counts = _frame(client, _sql("counts.sql", anyone), parameters).row(0, named=True)
+    if erased:
+        calls, gateway, ancestors = (
+            frame.filter(~pl.col("trace_id").is_in(erased)) for frame in (calls, gateway, ancestors)
+        )
+    counts = _frame(client, _sql("counts.sql", anyone), {**parameters, "erased": erased}).row(0, named=True)
     return Spans(
         calls, gateway, ancestors, _frame(client, _sql("rewards.sql")), {k: int(v) for k, v in counts.items()}
     )

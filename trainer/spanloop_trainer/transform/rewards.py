@@ -9,6 +9,7 @@ import polars as pl
 
 from spanloop_trainer.config import Config, RewardRule
 from spanloop_trainer.errors import TransformError
+from spanloop_trainer.transform.episodes import MAX_DEPTH
 from spanloop_trainer.transform.funnel import Funnel
 from spanloop_trainer.transform.schema import REWARD_PART
 
@@ -66,17 +67,42 @@ def _score(frame: pl.DataFrame, rule: RewardRule) -> pl.DataFrame:
     )
 
 
-def address(
-    judgements: pl.DataFrame, calls: pl.DataFrame, funnel: Funnel
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Find what each row of table `rewards` judges: by response id, else span id, else trace, else session.
+def name_answers(judgements: pl.DataFrame, calls: pl.DataFrame, gateway: pl.DataFrame) -> pl.DataFrame:
+    """Give a judgement of a span the id of the answer that the span reports.
+
+    One call may be reported by several spans, the gateway's among them, of which a dataset keeps one: a judgement of any of
+    them is of the call.
 
     Args:
-        calls: `row`, `episode_id`, `trace_id`, `span_id`, `response_id`, `session`.
+        judgements: rows of table `rewards`.
+        calls, gateway: all of them, with `trace_id`, `span_id` and `response_id`.
+    """
+    columns = ("trace_id", "span_id", pl.col("response_id").alias("known"))
+    known = pl.concat([calls.select(columns), gateway.select(columns)]).filter(pl.col("known").is_not_null())
+    # A span id is unique in its trace; judgements often name it alone.
+    known = known.sort("trace_id", "known").unique("span_id", keep="none", maintain_order=True)
+    named = (pl.col("response_id") == "") & pl.col("known").is_not_null()
+    return (
+        judgements.join(known.select("span_id", "known"), on="span_id", how="left", maintain_order="left")
+        .with_columns(pl.when(named).then("known").otherwise("response_id").alias("response_id"))
+        .drop("known")
+    )
+
+
+def address(
+    judgements: pl.DataFrame, calls: pl.DataFrame, ancestors: pl.DataFrame, funnel: Funnel
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Find what each row of table `rewards` judges: by response id, else span id, else subtree, else trace, else session.
+
+    Args:
+        judgements: from `name_answers`.
+        calls: `row`, `episode_id`, `trace_id`, `span_id`, `parent_span_id`, `response_id`, `session`.
+        ancestors: `trace_id`, `span_id`, `parent_span_id` of the spans above them.
 
     Returns:
         Parts of calls (`row` and the fields of a part) and of episodes (`episode_id` and the fields): a judgement that names
-        a call goes to that call, one that names a trace or session to its episode, if it has just one there.
+        a call goes to that call, one that names a span above calls, a trace or a session to its episode, if it has just one
+        there.
     """
     open_ = judgements.with_row_index("judgement")
     found = []
@@ -86,8 +112,10 @@ def address(
         found.append(hit.select("judgement", "row", *_PART))
         open_ = open_.join(hit, on="judgement", how="anti")
     of_calls = pl.concat(found).drop("judgement")
-    wider = []
-    # A judgement of a span that is no model call (a tool, an agent) is about its trace.
+    hit = open_.join(_above(open_, calls, ancestors), on=["trace_id", "span_id"], how="inner")
+    wider = [hit.select("judgement", "episode_id", *_PART)]
+    open_ = open_.join(hit, on="judgement", how="anti")
+    # A judgement of another span (a tool, a whole request) is about its trace.
     for column, key in (("trace_id", "trace_id"), ("session_id", "session")):
         places = (
             calls.filter(pl.col(key).is_not_null()).select(pl.col(key).alias(column), "episode_id").unique()
@@ -98,6 +126,26 @@ def address(
         open_ = open_.join(hit, on="judgement", how="anti")
     funnel.count("judgements_outside", open_.height)
     return of_calls, pl.concat(wider).drop("judgement")
+
+
+def _above(open_: pl.DataFrame, calls: pl.DataFrame, ancestors: pl.DataFrame) -> pl.DataFrame:
+    """`trace_id`, `span_id`, `episode_id` of judged spans below which there are calls of one episode alone."""
+    key = ["trace_id", "span_id"]
+    judged = open_.filter((pl.col("span_id") != "") & (pl.col("trace_id") != "")).select(key).unique()
+    walk = calls.filter(pl.col("trace_id").is_in(judged["trace_id"].implode())).select(
+        "episode_id", "trace_id", pl.col("parent_span_id").alias("span_id")
+    )
+    found = []
+    for _ in range(MAX_DEPTH):
+        walk = walk.filter(pl.col("span_id") != "").unique()
+        if judged.is_empty() or walk.is_empty():
+            break
+        found.append(walk.join(judged, on=key, how="semi"))
+        walk = walk.join(ancestors, on=key, how="inner").select(
+            "episode_id", "trace_id", pl.col("parent_span_id").alias("span_id")
+        )
+    below = pl.concat([walk.clear(), *found]).unique()
+    return below.filter(~pl.struct(key).is_duplicated()).select(*key, "episode_id")
 
 
 def total(parts: pl.DataFrame, key: str, config: Config) -> pl.DataFrame:

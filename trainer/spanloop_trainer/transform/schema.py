@@ -45,7 +45,9 @@ _COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "reward_parts": pl.List(REWARD_PART),  # every source, unweighted
     "policy": pl.String,
     "policy_version": pl.String,
-    "resources": pl.List(pl.String),  # `prompt:HASH` of the system prompt
+    # `prompt:NAME@VERSION` that the gateway sent, and `requested:NAME@VERSION` where the agent sent another one (which is
+    # what `state` shows then); without the gateway's stamp `prompt:HASH` of the system prompt
+    "resources": pl.List(pl.String),
     "sampling": SAMPLING,
     "prompt_ids": pl.List(pl.Int32),  # null: not captured
     "completion_ids": pl.List(pl.Int32),

@@ -3,7 +3,8 @@
 SELECT
     uniqExact(cityHash64(TraceId, SpanId)) AS spans,
     count() - spans AS rows_again,
-    uniqExactIf(cityHash64(TraceId, SpanId), SpanAttributes['spanloop.gateway'] = 'true') AS gateway,
+    uniqExactIf(cityHash64(TraceId, SpanId), SpanAttributes['spanloop.gateway'] = 'true'
+        AND SpanAttributes['gen_ai.operation.name'] != 'embeddings') AS gateway,
     uniqExactIf(cityHash64(TraceId, SpanId), SpanAttributes['spanloop.gateway'] != 'true' AND (
         SpanAttributes['gen_ai.operation.name'] IN ('chat', 'text_completion', 'generate_content')
         OR SpanAttributes['llm.request.type'] IN ('chat', 'completion')
@@ -12,5 +13,6 @@ SELECT
 FROM otel_traces
 WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64})
   AND Timestamp < fromUnixTimestamp64Nano({until:Int64})
+  AND NOT has({erased:Array(String)}, TraceId)
   AND (empty({services:Array(String)}) OR has({services:Array(String)}, toString(ServiceName))
        OR SpanAttributes['spanloop.gateway'] = 'true')
