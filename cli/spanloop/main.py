@@ -14,18 +14,22 @@ COMMANDS = {
     "up": "Start receivers, embedded store, ClickHouse endpoint and gateway.",
     "doctor": "Check this environment and print the fix for each problem.",
     "import": "Take OTLP from files, through the receiver's own path.",
+    "feedback": "Take judgements from files: CSV, JSON lines, Parquet.",
     "build": "Turn traces into a dataset of transitions.",
     "train": "Train a model on a dataset.",
     "serve": "Serve small models over the OpenAI protocol, with token ids.",
     "evaluate": "Compare two model versions on held-out tasks.",
     "promote": "Move an alias to a version that won its evaluation.",
+    "prompt": "Show system prompts, write better ones, have the gateway send them.",
     "status": "Show store, versions, aliases and the audit trail.",
+    "erase": "Take a trace, session or user out, everywhere, saying where it was.",
+    "audit": "Show who erased, exported, promoted or used the admin token.",
     "store": "Look after the store: back up, restore, retention, cluster schema.",
     "report": "Write one self-contained HTML page of a run.",
     "show": "Print one episode: messages, tool calls, rewards.",
 }
 # What else a command needs to be installed; the others run on the base install.
-EXTRAS = {"up": "collector", "import": "collector"}
+EXTRAS = {"up": "collector", "import": "collector", "feedback": "collector", "erase": "collector"}
 EXTRAS |= dict.fromkeys(("build", "train", "serve", "evaluate", "report", "show"), "trainer")
 
 

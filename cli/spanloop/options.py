@@ -7,6 +7,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -67,3 +68,30 @@ class SizeType(click.ParamType[int]):
 
 
 SIZE = SizeType()
+
+_AGES = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class Moment(click.ParamType[datetime]):
+    """A time in ISO 8601 (UTC unless it says otherwise), or an age such as `24h` or `7d`."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """The moment in UTC, or click's usage error."""
+        if isinstance(value, datetime):
+            return value
+        if value[:-1].isdigit() and value[-1] in _AGES:
+            return datetime.now(UTC) - timedelta(**{_AGES[value[-1]]: int(value[:-1])})
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(
+                f"{value!r} is neither ISO 8601 (2026-08-01, 2026-08-01T12:00+02:00) nor an age (24h, 7d)",
+                param,
+                ctx,
+            )
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+MOMENT = Moment()

@@ -13,7 +13,8 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ import click
 from aiohttp import web
 
 from spanloop_collector import grpc_receiver
-from spanloop_collector.addresses import TOKEN_VARIABLE, reserve, token_for
+from spanloop_collector.access import Access, Tokens
+from spanloop_collector.addresses import reserve
 from spanloop_collector.diagnostics import log_to_stderr
 from spanloop_collector.endpoint import Credentials, make_endpoint
+from spanloop_collector.erasing import FLUSH_S, Eraser, Place
 from spanloop_collector.expiring import Expiring
 from spanloop_collector.folders import open_logs
 from spanloop_collector.http_receiver import make_receiver
 from spanloop_collector.intake import Intake
+from spanloop_collector.redacting import Redaction
 from spanloop_collector.space import MAX_LOG_BYTES, MIN_FREE_BYTES, Space
 from spanloop_collector.statistics import Statistics
 from spanloop_collector.tls import Tls
@@ -93,12 +97,15 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
     Raises:
         StoreLocked: another process has the store.
         ListenError: a port is taken, or the address needs a token.
+        TokenError: two of the tokens are the same.
         TlsError: a certificate or key cannot be used.
+        RedactionError: redaction cannot be set up as it is configured.
         StoreUnavailable: the engine cannot open.
         StoreUrlError: the server refuses the user, the password or the database.
     """
     url = StoreUrl.parse(options.store)
-    token = token_for(options.host, os.environ.get(TOKEN_VARIABLE))
+    tokens = Tokens.of()
+    access = Access.to(options.host, tokens)
     tls = Tls.of(options.tls_cert, options.tls_key, options.tls_client_ca)
     async with contextlib.AsyncExitStack() as stack:
         # The store first: a second `up` should hear who has it, and not that a port is taken.
@@ -112,7 +119,7 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
             local_socket = reserve("127.0.0.1", options.local_port, "--local-port")
             stack.callback(local_socket.close)
         clickhouse = ""
-        credentials = Credentials.generate()
+        credentials = Credentials.generate(tokens=tokens)
         if engine is not None:
             endpoint_socket = reserve("127.0.0.1", options.clickhouse_port, "--clickhouse-port")
             stack.callback(endpoint_socket.close)
@@ -120,6 +127,7 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
         logs = stack.enter_context(open_logs(url, options.log))
         folders = logs.folders
         statistics = Statistics()
+        redaction = Redaction.of(folders, statistics)
 
         def open_inserter() -> SegmentInserter:
             client = engine.client() if engine is not None else connect(url)
@@ -149,12 +157,24 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
 
         expiring = Expiring(ask_expiry)
         await stack.enter_async_context(expiring.kept_up())
-        intake = Intake(logs.segments, writer, statistics, logs.repeats, space, expiring)
+        intake = Intake(logs.segments, writer, statistics, logs.repeats, space, expiring, redaction)
+        place = Place(
+            engine.client if engine is not None else partial(connect, url),
+            embedded=engine is not None,
+            flush=partial(writer.flush, FLUSH_S),
+            quarantine=(folders.quarantine,),
+            pseudonym=redaction.redactor.redact_text if redaction.redactor else None,
+        )
+        eraser = Eraser(place, replace(access, local=credentials.writer.password if engine else None))
+        await stack.enter_async_context(eraser.sweeping())
         server, grpc_port = await grpc_receiver.start_server(
-            intake, options.host, options.otlp_grpc_port, token=token, tls=tls
+            intake, options.host, options.otlp_grpc_port, token=access.write, tls=tls
         )
         stack.push_async_callback(server.stop, _GRPC_GRACE_S)
-        receiver = make_receiver(intake, quarantine=folders.quarantine, token=token)
+        receiver = make_receiver(
+            intake, quarantine=folders.quarantine, token=access.write, read_token=access.read
+        )
+        eraser.add_to(receiver)
         context = tls.context() if tls is not None else None
         await stack.enter_async_context(_site(receiver, http_socket, context))
         shown = f"[{options.host}]" if ":" in options.host else options.host
@@ -164,6 +184,7 @@ async def running(options: Options) -> AsyncIterator[Addresses]:
             # The gateway, `build` and `import` have no certificate to show, and the name in ours is not 127.0.0.1.
             local = f"http://127.0.0.1:{local_socket.getsockname()[1]}"
             receiver = make_receiver(intake, quarantine=folders.quarantine)
+            eraser.add_to(receiver)
             await stack.enter_async_context(_site(receiver, local_socket))
         addresses = Addresses(
             pid=os.getpid(),

@@ -36,3 +36,7 @@ class Throttled(Busy):
 
 class TlsError(SpanloopError):
     """A certificate or key cannot be used."""
+
+
+class TokenError(SpanloopError):
+    """Tokens that would open more than they are meant to."""

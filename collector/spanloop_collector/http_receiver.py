@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from aiohttp.http_exceptions import PayloadEncodingError
 from spanloop_collector import encodings
 from spanloop_collector.addresses import shows_token
 from spanloop_collector.answers import Refusal, accepted, encode, no_metrics, outcome, refusal_for
+from spanloop_collector.feedback_route import FeedbackRoute
 from spanloop_collector.health import gauges, look
 from spanloop_collector.intake import Intake
 from spanloop_collector.space import InFlight
@@ -44,6 +45,7 @@ def make_receiver(
     *,
     quarantine: Path,
     token: str | None = None,
+    read_token: str | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> web.Application:
     """The receiver's routes. Run it with `auto_decompress=False`: bodies are unpacked here, with a limit.
@@ -52,9 +54,10 @@ def make_receiver(
         intake: where requests go.
         quarantine: the folder that /healthz and /metrics count.
         token: what senders must show as a bearer token; None: nothing.
+        read_token: what those must show who ask for /metrics; None: nothing.
         max_body_bytes: the most that a request may be, before and after unpacking.
     """
-    receiver = _Receiver(intake, quarantine, token, max_body_bytes)
+    receiver = _Receiver(intake, quarantine, token, read_token, max_body_bytes)
     app = web.Application(client_max_size=max_body_bytes, middlewares=[_with_status])
     app.router.add_post("/v1/traces", receiver.traces)
     app.router.add_post("/v1/logs", receiver.logs)
@@ -62,6 +65,7 @@ def make_receiver(
     app.router.add_get("/healthz", receiver.health)
     app.router.add_get("/metrics", receiver.prometheus)
     app.router.add_post("/flush", receiver.flush)
+    FeedbackRoute(intake, receiver.body, max_body_bytes).add_to(app)
     return app
 
 
@@ -83,10 +87,18 @@ async def _with_status(request: web.Request, handler: _Handler) -> web.StreamRes
 
 
 class _Receiver:
-    def __init__(self, intake: Intake, quarantine: Path, token: str | None, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        quarantine: Path,
+        token: str | None,
+        read_token: str | None,
+        max_body_bytes: int,
+    ) -> None:
         self._intake = intake
         self._quarantine = quarantine
         self._token = token
+        self._read_token = read_token
         self._max_body_bytes = max_body_bytes
         # Not the loop's threads: flushes of an absent store would keep them from all others, the stop included.
         self._flushes = ThreadPoolExecutor(_FLUSHES, "spanloop-flush")
@@ -101,7 +113,7 @@ class _Receiver:
         is_json = _is_json(request)
         try:
             with self._intake.space.in_flight() as room:
-                body = await self._body(request, room)
+                body = await self.body(request, room)
                 if is_json:
                     answer = await self._intake.parse_json(no_metrics, body, is_json=True)
                 else:
@@ -115,7 +127,7 @@ class _Receiver:
         is_json = _is_json(request)
         try:
             with self._intake.space.in_flight() as room:
-                body = await self._body(request, room)
+                body = await self.body(request, room)
                 taken = await self._intake.take(signal, body, is_json=is_json)
         except Exception as error:
             return self._failed(request, signal.value, error)
@@ -128,22 +140,42 @@ class _Receiver:
             response.headers[REPEATED_HEADER] = "true"
         return response
 
-    async def _body(self, request: web.Request, room: InFlight) -> bytes:
+    async def body(
+        self,
+        request: web.Request,
+        room: InFlight,
+        *,
+        kinds: Sequence[str] = (_PROTOBUF, _JSON),
+        limit: int | None = None,
+        advice: str = _TOO_LARGE,
+    ) -> bytes:
+        """A request's body, unpacked, from a sender who shows the token.
+
+        Args:
+            request: whose body is read.
+            room: for the bytes that it takes.
+            kinds: content types that are taken.
+            limit: of bytes, before and after unpacking; the receiver's own when None.
+            advice: what to do where it is larger.
+
+        Raises:
+            Refusal: it is not taken.
+        """
         if not shows_token(request.headers.get("Authorization"), self._token):
             raise Refusal(
                 401,
                 grpc.StatusCode.UNAUTHENTICATED,
                 "this collector needs a token: OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer TOKEN'",
             )
-        if request.content_type not in (_PROTOBUF, _JSON):
+        if request.content_type not in kinds:
             raise Refusal(
                 415,
                 grpc.StatusCode.INVALID_ARGUMENT,
-                f"content type {request.content_type!r} is not OTLP; send {_PROTOBUF} or {_JSON}",
+                f"content type {request.content_type!r} is not taken by {request.path}; send {' or '.join(kinds)}",
             )
-        limit = self._max_body_bytes
+        limit = self._max_body_bytes if limit is None else limit
         too_large = Refusal(
-            413, grpc.StatusCode.RESOURCE_EXHAUSTED, f"the body is larger than {limit} bytes; {_TOO_LARGE}"
+            413, grpc.StatusCode.RESOURCE_EXHAUSTED, f"the body is larger than {limit} bytes; {advice}"
         )
         if (request.content_length or 0) > limit:
             raise too_large
@@ -169,7 +201,7 @@ class _Receiver:
         try:
             body = encodings.decode(bytes(raw), request.headers.get("Content-Encoding", ""), limit)
         except encodings.TooLarge as error:
-            raise Refusal(413, grpc.StatusCode.RESOURCE_EXHAUSTED, f"{error}; {_TOO_LARGE}") from error
+            raise Refusal(413, grpc.StatusCode.RESOURCE_EXHAUSTED, f"{error}; {advice}") from error
         except encodings.UnknownEncoding as error:
             raise Refusal(415, grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
         except encodings.BadEncoding as error:
@@ -198,7 +230,12 @@ class _Receiver:
         return web.json_response(health.as_json(), status=200 if health.accepting else 503)
 
     async def prometheus(self, request: web.Request) -> web.Response:
-        del request
+        if not shows_token(request.headers.get("Authorization"), self._read_token):
+            return web.json_response(
+                {"error": "metrics need the bearer token SPANLOOP_READ_TOKEN"},
+                status=401,
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         text = self._intake.statistics.prometheus(gauges(self._intake, self._quarantine))
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 

@@ -19,6 +19,7 @@ from spanloop_collector.errors import ImportFailed
 from spanloop_collector.files import Found, read_requests
 from spanloop_collector.folders import open_logs
 from spanloop_collector.http_receiver import REPEATED_HEADER
+from spanloop_collector.redacting import Redaction
 from spanloop_collector.repeats import told_apart
 from spanloop_collector.spooled import LeftSpool, left_spools
 from spanloop_store import Engine, StoreUrl, connect, flush, read_owner
@@ -97,7 +98,7 @@ def _import(
     _refuse_expired(url, found_times)
     said = time.monotonic()
     reasons: list[str] = []
-    with _sink(url) as send:
+    with sink(url) as send:
         for path in paths:
             for found in requests(path):
                 checked = found.checked
@@ -138,7 +139,14 @@ def _refuse_expired(url: StoreUrl, found_times: Mapping[tuple[Signal, int], int]
 
 
 @contextlib.contextmanager
-def _sink(url: StoreUrl) -> Iterator[Sink]:
+def sink(url: StoreUrl) -> Iterator[Sink]:
+    """Where requests go: the collector that has the store, else the store's own log; on leaving they are queryable.
+
+    Raises:
+        ImportFailed: the collector refused a request.
+        StoreUnavailable, StoreLocked: neither takes them.
+        RedactionError: redaction cannot be set up; nothing was stored.
+    """
     owner = read_owner(url)
     address = owner.otlp_http if owner else "" if url.embedded else os.environ.get("SPANLOOP_COLLECTOR", "")
     if address:
@@ -148,6 +156,7 @@ def _sink(url: StoreUrl) -> Iterator[Sink]:
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(Engine(url)) if url.embedded else None
         logs = stack.enter_context(open_logs(url))
+        redaction = Redaction.of(logs.folders)
         client = engine.client() if engine is not None else connect(url)
         inserter = SegmentInserter(
             client,
@@ -164,7 +173,7 @@ def _sink(url: StoreUrl) -> Iterator[Sink]:
                     segments.remove(segment)
 
         def append(found: Found) -> bool:
-            payload = found.checked.payload
+            payload = redaction(found.signal, found.checked).payload
             digest = logs.repeats.digest(found.signal, payload)
             if digest in logs.repeats and told_apart(found.signal, payload):
                 return True

@@ -11,11 +11,13 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 from spanloop_collector.errors import Busy
 from spanloop_collector.expiring import Expiring
+from spanloop_collector.redacting import Redaction
 from spanloop_collector.repeats import Repeats, told_apart
 from spanloop_collector.space import Space
 from spanloop_collector.statistics import Statistics
 from spanloop_collector.writer import Writer
 from spanloop_exporter.segments import SegmentLog
+from spanloop_store.expiry import Expiry
 from spanloop_store.otlp.check import Checked, check_json, check_protobuf
 from spanloop_store.otlp.signals import Signal
 
@@ -26,6 +28,8 @@ _Result = TypeVar("_Result")
 # Long enough for an insert or two, shorter than what SDKs give a batch before they drop it.
 _NO_ROOM_RETRY_S = 5
 _BROKEN_RETRY_S = 10
+# Redaction of that takes some 5 ms; of more, other senders would notice.
+_LARGE_BYTES = 1 << 20
 
 
 class Taken(NamedTuple):
@@ -51,6 +55,7 @@ class Intake:
         repeats: which requests were logged before.
         space: when to push back.
         expiring: what the store would delete at once; None: nothing.
+        redaction: done to each request before it is logged; None: nothing is.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Intake:
         repeats: Repeats,
         space: Space,
         expiring: Expiring | None = None,
+        redaction: Redaction | None = None,
     ) -> None:
         self.writer = writer
         self.statistics = statistics
@@ -68,6 +74,7 @@ class Intake:
         self._logs = logs
         self._repeats = repeats
         self._expiring = expiring or Expiring(dict)
+        self._redaction = redaction or Redaction(None)
         self._waiting: dict[Signal, list[_Waiting]] = {signal: [] for signal in logs}
         self._on_the_way: dict[bytes, asyncio.Future[None]] = {}  # requests whose sync is not done, by digest
         self._committers: dict[Signal, asyncio.Task[None]] = {}
@@ -89,6 +96,10 @@ class Intake:
             default=None,
         )
 
+    def expiry(self, signal: Signal) -> Expiry | None:
+        """The times of a signal's items that the store would delete at once; None: none are."""
+        return self._expiring.of(signal)
+
     async def take(self, signal: Signal, body: bytes, *, is_json: bool = False) -> Taken:
         """Returns once the request is on the disk.
 
@@ -99,13 +110,15 @@ class Intake:
         if refuse := self.space.look(self.log_bytes).refuse:
             error = self.writer.last_error
             raise Busy(f"{refuse}; the store says: {error}" if error else refuse, _NO_ROOM_RETRY_S)
-        expiry = self._expiring.of(signal)
+        expiry = self.expiry(signal)
         if is_json:
             checked = await self.parse_json(check_json, signal, body, expiry)
         else:
             checked = check_protobuf(signal, body, expiry)
         repeated = False
         if checked.payload:
+            # Before the hash that resends are known by: after a crash it is made anew, of what is in the log.
+            checked = await self._redacted(signal, checked)
             repeated = await self._commit(signal, checked)
         if checked.rejected:
             self.statistics.add("spanloop_items_rejected_total", checked.rejected, signal=signal.value)
@@ -119,6 +132,11 @@ class Intake:
         """Calls what parses JSON in a thread: it takes half a second a MiB, and other senders want answers meanwhile."""
         work = partial(parse, *args, **settings)
         return await asyncio.get_running_loop().run_in_executor(self._json, work)
+
+    async def _redacted(self, signal: Signal, checked: Checked) -> Checked:
+        if len(checked.payload) < _LARGE_BYTES:
+            return self._redaction(signal, checked)
+        return await self.parse_json(self._redaction, signal, checked)
 
     async def _commit(self, signal: Signal, checked: Checked) -> bool:
         """Whether it was there before; on return it is on the disk in either case."""

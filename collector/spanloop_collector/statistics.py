@@ -50,6 +50,7 @@ _COUNTERS = {
     "spanloop_items_quarantined_total": _Metric(
         "Spans and log records that nothing could decode, by signal.", _BY_SIGNAL
     ),
+    "spanloop_redactions_total": _Metric("Values that redaction replaced, by kind.", {}),
     "spanloop_segments_total": _Metric("Segments done, by signal.", _BY_SIGNAL),
     "spanloop_insert_failures_total": _Metric(
         "Inserts that the store did not take and that are tried again.", {}

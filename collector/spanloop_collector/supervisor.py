@@ -22,6 +22,7 @@ import aiohttp
 from spanloop_collector.addresses import reserve
 from spanloop_collector.capture import Addresses
 from spanloop_collector.errors import ChildFailed
+from spanloop_collector.gateway.settings import GatewaySettings
 from spanloop_collector.gateway.upstreams import Upstreams
 from spanloop_collector.space import MAX_LOG_BYTES, MIN_FREE_BYTES
 from spanloop_store import StoreUrl, lock_holder
@@ -54,6 +55,7 @@ class Options:
     clickhouse_port: int = 8123
     gateway_port: int = 8080
     upstreams: tuple[str, ...] = ()
+    config: Path | None = None  # spanloop.toml, for its [gateway]
     tls_cert: Path | None = None  # PEM files of the receivers; None: no TLS
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -71,12 +73,13 @@ async def supervise(options: Options, on_ready: Callable[[Addresses], None]) -> 
         on_ready: called once, when both serve.
 
     Raises:
-        GatewayConfigError: an upstream is no address.
+        GatewayConfigError: an upstream is no address, or [gateway] says something that we do not understand.
         StoreLocked: another process has the store.
         ListenError: the gateway's port is taken.
         ChildFailed: a child could not start; its own message and hint are passed on.
     """
     Upstreams.parse(options.upstreams)  # the gateway would say it too, but only once capture runs
+    GatewaySettings.read(options.config)
     url = StoreUrl.parse(options.store)
     if url.embedded and (holder := lock_holder(url)) is not None:
         raise StoreLocked(
@@ -329,6 +332,7 @@ def _gateway_arguments(options: Options, addresses: Addresses, port: int) -> lis
     arguments += ["--otlp", addresses.local or addresses.otlp_http]
     for upstream in options.upstreams:
         arguments += ["--upstream", upstream]
+    arguments += ["--config", str(options.config)] if options.config is not None else []
     return arguments + (["--store", options.store] if options.store else [])
 
 

@@ -658,3 +658,13 @@ def test_stores(tmp_path: Path) -> None:
     # What takes the spans has a store of its own: a second `up` would be the wrong advice.
     assert store.check_store(f"chdb://{tmp_path}/s", collected=True).status == "ok"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_redaction_runs_is_off_or_stops_the_export(tmp_path: Path) -> None:
+    assert settings.check_redaction({}).status == "ok"
+    assert settings.check_redaction({"SPANLOOP_REDACTION": "off"}).status == "warn"
+    check = settings.check_redaction({"SPANLOOP_REDACTION": str(tmp_path / "missing.toml")})
+    assert check.status == "FAIL"
+    assert "no span leaves" in check.detail
+    assert "missing.toml" in check.detail
+    assert check.fix

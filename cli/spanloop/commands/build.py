@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from spanloop.options import echo_json, example, json_option, progress_printer, store_option
+from spanloop.options import MOMENT, echo_json, example, json_option, progress_printer, store_option
 
 if TYPE_CHECKING:
     from spanloop_trainer.transform import Manifest
-
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-class Moment(click.ParamType[datetime]):
-    """A time in ISO 8601 (UTC unless it says otherwise), or an age such as `24h` or `7d`."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """The moment in UTC, or click's usage error."""
-        if isinstance(value, datetime):
-            return value
-        if value[:-1].isdigit() and value[-1] in _UNITS:
-            return datetime.now(UTC) - timedelta(**{_UNITS[value[-1]]: int(value[:-1])})
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(
-                f"{value!r} is neither ISO 8601 (2026-08-01, 2026-08-01T12:00+02:00) nor an age (24h, 7d)",
-                param,
-                ctx,
-            )
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 @click.command(
@@ -49,9 +25,9 @@ class Moment(click.ParamType[datetime]):
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the dataset."
 )
 @click.option(
-    "--since", type=Moment(), help="First span start: ISO 8601 or an age (24h, 7d). Default: the beginning."
+    "--since", type=MOMENT, help="First span start: ISO 8601 or an age (24h, 7d). Default: the beginning."
 )
-@click.option("--until", type=Moment(), help="End of the window, exclusive. Default: now.")
+@click.option("--until", type=MOMENT, help="End of the window, exclusive. Default: now.")
 @click.option("--service", "services", multiple=True, help="Only this service.name; repeatable.")
 @click.option("--agent", "agents", multiple=True, help="Only this agent; repeatable.")
 @click.option(

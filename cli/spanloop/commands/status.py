@@ -9,6 +9,7 @@ import click
 from spanloop.options import echo_json, example, json_option, store_option
 
 _EXACT_ROWS = 10_000_000  # 8 bytes of the store's memory each
+EVENT_DAYS = 30  # that are looked through for evaluation events without a reward
 LIMIT = 5  # rows of each list that a terminal shows
 
 # A span that its sender sent twice is one span. Beyond some millions the exact number costs more than it tells.
@@ -81,12 +82,16 @@ def _collector(store: str) -> dict[str, Any]:
 def _status(client: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from spanloop_store import registry
+    from spanloop_store import evaluations, registry
+    from spanloop_store.otlp.signals import Signal
 
     return {
         "schema_version": _rows(client, "SELECT max(version) AS version FROM spanloop_schema")[0]["version"],
         "traces": _rows(client, _TRACES.replace("{spans}", _counted(client)))[0],
         "segments": _rows(client, _SEGMENTS),
+        "unusable_evaluation_events": {
+            signal.value: asdict(evaluations.unusable(client, signal, EVENT_DAYS)) for signal in Signal
+        },
         "models": [{**asdict(model), "id": model.id} for model in registry.versions(client)],
         "aliases": [asdict(alias) for alias in registry.aliases(client)],
         "promotions": [asdict(promotion) for promotion in registry.promotions(client)[: -LIMIT - 1 : -1]],
@@ -113,6 +118,15 @@ def _print(status: dict[str, Any]) -> None:
             f" {quarantine['bytes']:,} bytes in {quarantine['folder']}",
             fg="yellow",
         )
+    for signal, found in status["unusable_evaluation_events"].items():
+        if found["events"]:
+            where = "log records" if signal == "logs" else "events on spans"
+            click.secho(
+                f"rewards    {found['events']:,} {where} of the last {EVENT_DAYS} days made none: a gen_ai.evaluation.result needs"
+                f" a name and a finite number; the latest has name {found['name']!r}, score {found['score']!r},"
+                f" service {found['service']!r}",
+                fg="yellow",
+            )
     if health := status["collector"]:
         click.secho(
             f"collector  {health['status']}, {health['log_bytes']:,} bytes wait for the store"

@@ -38,7 +38,13 @@ _PEM = click.Path(path_type=Path, dir_okay=False)
     "upstreams",
     multiple=True,
     metavar="[NAME=]URL",
-    help="A model server, with /v1; NAME: for that model only. Repeatable.",
+    help="A model server, with /v1; NAME: for that model only. Repeatable: the same NAME makes a pool.",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="spanloop.toml, for its [gateway].  [default: ./spanloop.toml if it is there]",
 )
 @click.option("--tls-cert", type=_PEM, metavar="FILE", help="Certificate of both OTLP receivers (PEM).")
 @click.option("--tls-key", type=_PEM, metavar="FILE", help="Its key (PEM, not encrypted).")
@@ -74,6 +80,7 @@ def command(
     clickhouse_port: int,
     gateway_port: int,
     upstreams: tuple[str, ...],
+    config: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
@@ -113,6 +120,9 @@ def command(
                 clickhouse_port=clickhouse_port,
                 gateway_port=gateway_port,
                 upstreams=upstreams,
+                config=config
+                if config is not None or not Path("spanloop.toml").is_file()
+                else Path("spanloop.toml"),
                 tls_cert=tls_cert,
                 tls_key=tls_key,
                 tls_client_ca=tls_client_ca,
@@ -126,15 +136,22 @@ def command(
     click.echo("stopped; everything acknowledged is in the store or its log", err=True)
 
 
+def _kept() -> str:
+    """What becomes of what agents say."""
+    from spanloop_exporter.redaction.settings import VARIABLE, read_redaction
+
+    if read_redaction() is None:
+        return f"{VARIABLE} is off: prompts and answers are stored AS THEY ARE.\nSend only what may be kept."
+    return (
+        "Secrets that redaction knows are replaced before anything is written.\nAll else is stored as it is."
+    )
+
+
 def _welcome(addresses: Addresses, host: str, has_upstream: bool) -> str:
     """What is printed once both serve: no line over 80 columns, and nothing among the exports that must not be pasted."""
     from spanloop_store.access import is_loopback
 
-    warning = click.style(
-        "Prompts and answers are stored AS THEY ARE: there is no redaction yet.\nSend only what may be kept.",
-        fg="yellow",
-        bold=True,
-    )
+    warning = click.style(_kept(), fg="yellow", bold=True)
     # A command that is pasted into another shell has to find this store again.
     named = "" if addresses.store == _default_store() else f" --store {addresses.store}"
     # An address that means all of this machine's is none to send to.

@@ -30,6 +30,7 @@ def run_checks(store_url: str) -> Iterator[Check]:
     yield settings.check_disabled(environ)
     yield from settings.check_names(environ)
     yield from settings.check_values(environ)
+    yield settings.check_redaction(environ)
     collected = False
     trial, trouble = run_trial()
     if trial is None or not trial.sdk:

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from spanloop.doctor.check import Check
 from spanloop.doctor.trial import Trial
 from spanloop_exporter.calls import asking
+from spanloop_exporter.errors import RedactionError
 
 # Below this, long conversations lose keys: current instrumentors write messages as one attribute, older ones as five
 # attributes a message.
@@ -25,7 +26,9 @@ _SAFE_BATCH = 512
 _RATIO = re.compile(r"TraceIdRatioBased\{([\d.e-]+)\}")
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 _OURS = frozenset({
+    "SPANLOOP_ADMIN_TOKEN", "SPANLOOP_READ_TOKEN",
     "SPANLOOP_CAPTURE_TOKENS", "SPANLOOP_COLLECTOR", "SPANLOOP_ENGINE_MEMORY", "SPANLOOP_MAX_ATTRIBUTE_BYTES",
+    "SPANLOOP_REDACTION", "SPANLOOP_REDACTION_SALT",
     "SPANLOOP_RETENTION_DAYS", "SPANLOOP_ROLLOUT_ID", "SPANLOOP_RUN_ID", "SPANLOOP_SESSION_ID", "SPANLOOP_SPOOL",
     "SPANLOOP_SPOOL_MAX_AGE_S", "SPANLOOP_SPOOL_MAX_BYTES", "SPANLOOP_STORE", "SPANLOOP_TASK_ID", "SPANLOOP_TOKEN",
 })  # fmt: skip
@@ -33,6 +36,27 @@ _PREFIXES = ("OTEL_", "SPANLOOP_")
 _NEARLY = 0.9  # OTEL_TRACE_EXPORTER is 0.97; names that only share their beginning are below
 _FLAGS = ("SPANLOOP_CAPTURE_TOKENS",)
 _NUMBERS = ("SPANLOOP_SPOOL_MAX_BYTES", "SPANLOOP_SPOOL_MAX_AGE_S", "SPANLOOP_MAX_ATTRIBUTE_BYTES")
+
+
+def check_redaction(environ: Mapping[str, str]) -> Check:
+    """Secrets stay in the agent: redaction runs, with the settings that are meant."""
+    # Late: the others need no engine.
+    from spanloop_exporter.redaction.settings import VARIABLE
+    from spanloop_exporter.redaction.setup import redactor_for
+
+    try:
+        redactor = redactor_for(None, environ)
+    except RedactionError as error:
+        return Check("redaction", "FAIL", f"no span leaves an agent: {error.message}", error.hint)
+    if redactor is None:
+        return Check(
+            "redaction",
+            "warn",
+            f"{VARIABLE}={environ.get(VARIABLE)}: spans leave an agent with every secret in them",
+            f"unset {VARIABLE}",
+        )
+    where = environ.get(VARIABLE, "").strip()
+    return Check("redaction", "ok", f"on, as {where} says" if "/" in where or "." in where else "on")
 
 
 def check_disabled(environ: Mapping[str, str]) -> Check:

@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from spanloop_collector.endpoint import execute
+from spanloop_collector.endpoint.auditing import AdminTrail
 from spanloop_collector.endpoint.compression import (
     MAX_BODY_BYTES,
     compress_frames,
@@ -25,8 +26,13 @@ from spanloop_collector.endpoint.compression import (
     decompress_frames,
 )
 from spanloop_collector.endpoint.credentials import Credentials, User
-from spanloop_collector.endpoint.errors import BAD_ARGUMENTS, UNKNOWN_EXCEPTION, EndpointError
-from spanloop_collector.endpoint.guard import Statement, read_statement
+from spanloop_collector.endpoint.errors import (
+    ACCESS_DENIED,
+    BAD_ARGUMENTS,
+    UNKNOWN_EXCEPTION,
+    EndpointError,
+)
+from spanloop_collector.endpoint.guard import Statement, read_statement, statement_of
 from spanloop_collector.endpoint.place import LOCAL_NAMES, check_place
 from spanloop_collector.endpoint.progress import GrowingHeaders, Progress
 from spanloop_collector.endpoint.request import Query, read_query
@@ -34,6 +40,7 @@ from spanloop_collector.endpoint.running import Running, killed_id
 from spanloop_collector.endpoint.sessions import Sessions, open_handle, sweep_forever
 from spanloop_collector.endpoint.wire import TAG_HEADER, Wire
 from spanloop_store import OWNER_ROLE, READER_ROLE, WRITER_ROLE, Engine
+from spanloop_store.errors import AuditError
 
 log = logging.getLogger(__name__)
 
@@ -94,19 +101,21 @@ class _Endpoint:
         self._hosts = hosts
         self._sessions = Sessions(engine)
         self._running = Running(engine)
+        self._trail = AdminTrail(engine)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="clickhouse-http")
         self._table_functions: frozenset[str] = frozenset()
         self._timezone = "UTC"
 
     async def lifetime(self, _app: web.Application) -> AsyncIterator[None]:
         await self._in_thread(self._look_around)
-        sweeper = asyncio.create_task(sweep_forever(self._sessions))
+        sweeper = asyncio.create_task(sweep_forever(self._sessions, self._trail))
         yield
         sweeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await sweeper
         await asyncio.to_thread(self._threads.shutdown)
         self._sessions.sweep(everything=True)
+        await asyncio.to_thread(self._trail.close)
 
     def _look_around(self) -> None:
         handle = self._engine.handle(READER_ROLE)
@@ -140,6 +149,8 @@ class _Endpoint:
             if not query.text.strip():
                 return web.Response(text="Ok.\n")
             wire = Wire.of(query, request.headers)
+            if user.by_token and user.role == WRITER_ROLE:
+                await self._record(f"{user.name} from {request.remote}", query.text)
             # As in ClickHouse, GET never changes anything.
             user = replace(user, role=READER_ROLE if request.method == "GET" else user.role)
             exchange = _Exchange(request, user, query, query_id, wire)
@@ -166,6 +177,13 @@ class _Endpoint:
             return self._refusal(
                 EndpointError(UNKNOWN_EXCEPTION, "the endpoint failed; see its log"), query_id, wire
             )
+
+    async def _record(self, who: str, text: str) -> None:
+        """Whatever is said with the administrator's token, what is refused next included; not what is inserted."""
+        try:
+            await self._in_thread(lambda: self._trail.used(who, statement_of(text)))
+        except AuditError as error:
+            raise EndpointError(ACCESS_DENIED, f"nothing was run: {error.message}", 503) from error
 
     async def _kill(self, exchange: _Exchange, query_id: str) -> web.Response:
         # Not in the queries' own threads: all of them may be busy with what is to be ended.

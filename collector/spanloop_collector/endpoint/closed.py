@@ -12,6 +12,8 @@ from spanloop_collector.endpoint.errors import READONLY, SYNTAX_ERROR, EndpointE
 WORDS: Final = frozenset(
     {"OUTFILE", "INFILE", "PARALLEL", "IMPERSONATE", "DEFINER", "MATERIALIZED", "FREEZE", "UNFREEZE", "FETCH"}
 )
+# Tables that may be read and added to, and not changed.
+LASTING: Final = frozenset({"audit", "erasures", "promotions"})
 # Functions with side effects that no grant closes. As names they are closed in every place, called or not:
 # `* APPLY(file)` and `arrayMap(file, …)` name a function without calling it.
 NAMES: Final = frozenset({"file", "catboostevaluate", "executable", "executablepool", "python"})

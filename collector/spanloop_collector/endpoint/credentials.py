@@ -1,14 +1,14 @@
-"""Who may use the endpoint: one generated read-write user, one generated read-only user."""
+"""Who may use the endpoint: one read-write user, one read-only user, each with a generated password and, if set, a token."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hmac
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from spanloop_collector.access import Tokens, same_text
 from spanloop_collector.endpoint.errors import AUTHENTICATION_FAILED, EndpointError
 from spanloop_store import READER_ROLE, WRITER_ROLE
 
@@ -17,11 +17,21 @@ _PASSWORD_BYTES = 24  # 192 bits
 
 @dataclass(frozen=True, repr=False)
 class User:
-    """A name, its password, and the engine role that its queries run in."""
+    """A user.
+
+    Args:
+        name: as clients send it.
+        password: the generated one of this run, which is in `owner.json`.
+        role: the engine's role that its queries run in.
+        token: the password that lasts, from the environment; None: there is none.
+        by_token: of one that showed a password: whether it was the token. The administrator's uses are audited.
+    """
 
     name: str
     password: str
     role: str
+    token: str | None = None
+    by_token: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,11 +42,14 @@ class Credentials:
     reader: User
 
     @classmethod
-    def generate(cls, writer: str = "spanloop", reader: str = "spanloop_reader") -> Credentials:
-        """New random passwords, for one run of the collector."""
+    def generate(
+        cls, writer: str = "spanloop", reader: str = "spanloop_reader", tokens: Tokens | None = None
+    ) -> Credentials:
+        """New random passwords, for one run of the collector, beside the tokens that were set."""
+        tokens = tokens or Tokens()
         return cls(
-            User(writer, secrets.token_urlsafe(_PASSWORD_BYTES), WRITER_ROLE),
-            User(reader, secrets.token_urlsafe(_PASSWORD_BYTES), READER_ROLE),
+            User(writer, secrets.token_urlsafe(_PASSWORD_BYTES), WRITER_ROLE, tokens.admin),
+            User(reader, secrets.token_urlsafe(_PASSWORD_BYTES), READER_ROLE, tokens.read),
         )
 
     def authenticate(self, headers: Mapping[str, str], query: Mapping[str, str]) -> User:
@@ -47,20 +60,19 @@ class Credentials:
         """
         given = _given(headers, query)
         found = None
-        # Both are always compared, in constant time, so that the answer's delay says nothing.
-        # A header's bytes that are no UTF-8 come as surrogates.
+        # All are always compared, in constant time, so that the answer's delay says nothing.
         for user in (self.writer, self.reader):
-            same_name = hmac.compare_digest(given[0].encode(errors="surrogateescape"), user.name.encode())
-            same_password = hmac.compare_digest(
-                given[1].encode(errors="surrogateescape"), user.password.encode()
-            )
-            if same_name and same_password:
-                found = user
+            same_name = same_text(given[0], user.name)
+            same_password = same_text(given[1], user.password)
+            same_token = user.token is not None and same_text(given[1], user.token)
+            if same_name and (same_password or same_token):
+                found = replace(user, by_token=same_token)
         if found is None:
             raise EndpointError(
                 AUTHENTICATION_FAILED,
                 f"{given[0]}: Authentication failed: password is incorrect, or there is no user with such name."
-                " The credential of this run is in owner.json in the store's folder",
+                " The credential of this run is in owner.json in the store's folder; SPANLOOP_READ_TOKEN and"
+                " SPANLOOP_ADMIN_TOKEN of the collector's environment are passwords that last",
             )
         return found
 

@@ -117,6 +117,7 @@ def read_statement(
         raise EndpointError(SYNTAX_ERROR, "Empty query")
     kind = tokens[0].text.upper()
     _check_kind(kind, tokens, writable)
+    _check_lasting(kind, tokens)
     _check_tokens(tokens, table_functions)
     _check_identifiers(tokens, parameters)
     if kind == "EXISTS" and (lookup := _lookup(tokens)):
@@ -138,6 +139,17 @@ def read_statement(
         and words[2:4] == ["IF", "EXISTS"]
         and all(token.text != "," for token in tokens),
     )
+
+
+def statement_of(text: str) -> str:
+    """The statement of a text that may hold an INSERT's data behind it, whether it may run or not; at most its beginning."""
+    try:
+        tokens, _ = _tokens(text, _MOST_CHARACTERS)
+    except EndpointError:
+        # It will be refused for this. Only what is sure to be no data is told of it.
+        match = _TOKENS.match(text.lstrip())
+        return match[0] if match is not None and match.lastgroup == "word" else ""
+    return _join(text, tokens)
 
 
 def without_format(statement: str) -> str:
@@ -238,6 +250,21 @@ def _check_kind(kind: str, tokens: Sequence[_Token], writable: bool) -> None:
         raise EndpointError(ACCESS_DENIED, "only SET name = value is open to network users")
     if kind == "ALTER" and any(token.name == "attach" for token in tokens):
         raise EndpointError(ACCESS_DENIED, "ATTACH is closed to network users")
+
+
+def _check_lasting(kind: str, tokens: Sequence[_Token]) -> None:
+    """What tells who did what, and what must not come back, can only grow. It may be read in a condition."""
+    if kind not in _WRITES - {"INSERT"}:
+        return
+    if kind == "TRUNCATE" and len(tokens) > 1 and tokens[1].name in ("all", "database", "tables"):
+        raise EndpointError(
+            ACCESS_DENIED, "tables are emptied one by one by network users: TRUNCATE TABLE name"
+        )
+    depth = 0
+    for token in tokens:
+        depth += {"(": 1, ")": -1}.get(token.text, 0)
+        if depth == 0 and token.name in closed.LASTING:
+            raise EndpointError(ACCESS_DENIED, f"rows of {token.text} are never changed by network users")
 
 
 def _lookup(tokens: Sequence[_Token]) -> str:

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from spanloop_collector.endpoint.auditing import AdminTrail
 from spanloop_collector.endpoint.credentials import User
 from spanloop_collector.endpoint.errors import (
     BAD_ARGUMENTS,
@@ -100,8 +101,9 @@ class Sessions:
             session.handle.close()
 
 
-async def sweep_forever(sessions: Sessions, every_s: float = 5.0) -> None:
-    """Closes sessions whose time is up, until cancelled."""
+async def sweep_forever(*swept: Sessions | AdminTrail, every_s: float = 5.0) -> None:
+    """Ends what is over its time, until cancelled."""
     while True:
         await asyncio.sleep(every_s)
-        await asyncio.to_thread(sessions.sweep)
+        for each in swept:
+            await asyncio.to_thread(each.sweep)
