@@ -7,84 +7,23 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import openai
 import pytest
+from tests.collector.gateway_house import MESSAGES, House, Registry, gateway, quick_polls, send
 from tests.helpers.openai_stub import END_OF_TURN, PROMPT_IDS, Stub, openai_stub, serve_app
-from tests.helpers.otlp_receiver import ReceivedSpan, Receiver, otlp_receiver
-from yarl import URL
+from tests.helpers.otlp_receiver import Receiver, otlp_receiver
 
 from spanloop_collector.gateway.app import Gateway, Settings
 from spanloop_collector.gateway.spans import CallTracer
 from spanloop_collector.gateway.upstreams import Upstreams
 from spanloop_collector.gateway.versions import Snapshot, Versions
 
-MESSAGES: Any = [{"role": "user", "content": "2+2?"}]
+__all__ = ["quick_polls"]
+
 IDS = [100, 101, 102, 103, 104, END_OF_TURN]
 LOGPROBS = [-0.5, -1.5, -2.5, -3.5, -4.5, -5.5]
-
-
-@dataclass
-class Registry:
-    """Stands where the store's reader stands: the real one is tested against the real store."""
-
-    snapshot: Snapshot | None = None
-    error: Exception | None = None
-    reads: threading.Condition = field(default_factory=threading.Condition)
-    count: int = 0
-
-    def __call__(self) -> Snapshot | None:
-        with self.reads:
-            self.count += 1
-            self.reads.notify_all()
-        if self.error is not None:
-            raise self.error
-        return self.snapshot
-
-    def point(self, version: int, alias: str = "candidate") -> None:
-        """Let calculator@alias mean `version`, and wait until the gateway has read it."""
-        self.snapshot = Snapshot.of([("calculator", 1), ("calculator", 2)], [("calculator", alias, version)])
-        with self.reads:
-            seen = self.count
-            # Two more reads: the first may have begun before the change.
-            assert self.reads.wait_for(lambda: self.count >= seen + 3, timeout=20)
-
-
-@dataclass
-class House:
-    url: str
-    stub: Stub
-    receiver: Receiver
-    registry: Registry
-    tracer: CallTracer
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url + "/v1", api_key="sk-upstream", max_retries=0, **options)
-
-    def async_client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=self.url + "/v1", api_key="sk-upstream", max_retries=0)
-
-    def spans(self, count: int = 1) -> list[ReceivedSpan]:
-        return self.receiver.wait(lambda spans: len(spans) >= count)
-
-
-@contextmanager
-def gateway(
-    stub: Stub, receiver: Receiver, *, upstreams: list[str] | None = None, token: str | None = None
-) -> Iterator[House]:
-    registry = Registry(Snapshot())
-    tracer = CallTracer.to_collector(receiver.url, None)
-    found = Upstreams.parse([stub.url] if upstreams is None else upstreams)
-    app = Gateway(Settings(found, token), Versions(registry), tracer).application()
-    try:
-        with serve_app(app, handler_cancellation=True) as url:
-            yield House(url, stub, receiver, registry, tracer)
-    finally:
-        tracer.shutdown()
 
 
 @pytest.fixture
@@ -174,17 +113,6 @@ def test_what_the_client_asked_for_stays_in_the_answer(house: House) -> None:
     (span,) = house.spans()
     assert span.json("spanloop.completion_token_ids") == [IDS, [101, 102, 103, 104, 105, END_OF_TURN]]
     assert len(span.json("spanloop.completion_logprobs")) == 2
-
-
-def send(method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """One request with a body of exactly these bytes."""
-
-    async def go() -> tuple[int, bytes]:
-        target = URL(url, encoded=True)
-        async with aiohttp.ClientSession() as session, session.request(method, target, data=body) as answer:
-            return answer.status, await answer.read()
-
-    return asyncio.run(go())
 
 
 def test_bytes_pass_untouched_where_nothing_had_to_change(receiver: Receiver) -> None:
@@ -287,7 +215,7 @@ def test_an_upstream_that_is_not_there_is_named(receiver: Receiver, stub: Stub) 
         with pytest.raises(openai.NotFoundError, match="--upstream"):
             house.client().chat.completions.create(model="other", messages=MESSAGES)
         with pytest.raises(openai.NotFoundError, match="default upstream"):
-            house.client().embeddings.create(model="other", input="x")
+            house.client().files.list()
         first, second = house.spans(2)
     assert first.attributes["error.type"] == "upstream_unreachable"
     assert second.attributes["error.type"] == "model_not_found"
@@ -352,11 +280,29 @@ def test_models_lists_aliases_versions_and_upstreams(receiver: Receiver, stub: S
     with gateway(stub, receiver, upstreams=[stub.url, f"yesterday={stub.url}"]) as house:
         house.registry.point(2, alias="production")
         names = [model.id for model in house.client().models.list()]
-        assert names == ["calculator", "calculator@production", "calculator@1", "calculator@2", "yesterday"]
+        assert names == [
+            "calculator",
+            "calculator@production",
+            "calculator@1",
+            "calculator@2",
+            "any",  # what the default upstream lists
+            "yesterday",
+        ]
         assert (
             house.client().chat.completions.create(model="calculator", messages=MESSAGES).model
             == "calculator@2"
         )
+        # Every name of the list can be asked about, and nothing that is not in it.
+        assert [house.client().models.retrieve(name).id for name in names] == names
+        with gateway(stub, receiver, upstreams=[f"other={stub.url}"]) as elsewhere:
+            elsewhere.registry.point(2, alias="production")
+            assert [model.id for model in elsewhere.client().models.list()] == ["other"]
+            with pytest.raises(openai.NotFoundError):
+                elsewhere.client().models.retrieve("calculator")
+            # Registered, and without a production alias: the bare name of an upstream is none to ask for.
+            elsewhere.registry.snapshot = Snapshot.of([("other", 1)], [("other", "candidate", 1)])
+            while [model.id for model in elsewhere.client().models.list()] != ["other@candidate", "other@1"]:
+                pass
 
 
 def test_other_paths_pass_through_and_bad_bodies_are_refused(house: House) -> None:

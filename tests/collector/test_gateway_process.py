@@ -81,8 +81,9 @@ def test_sigterm_finishes_answers_in_flight_and_sends_their_spans(tmp_path: Path
     ("options", "message"),
     [
         (["--upstream", "localhost:8000/v1"], "is not [NAME=]URL"),
-        (["--upstream", "http://a/v1", "--upstream", "http://b/v1"], "two --upstream for the default"),
+        (["--upstream", "http://a/v1", "--upstream", "http://a/v1/"], "is given twice"),
         (["--host", "0.0.0.0"], "SPANLOOP_TOKEN is not set"),
+        (["--config", "no-such.toml"], "no-such.toml cannot be read"),
     ],
 )
 def test_wrong_options_end_with_one_message_and_the_next_step(options: list[str], message: str) -> None:
@@ -144,9 +145,8 @@ def test_a_collector_that_dies_between_two_looks_keeps_its_lock_free(
 
 def test_upstreams_are_found_by_name_and_else_by_default() -> None:
     found = Upstreams.parse(["calculator=http://a:1/v1/", "http://b:2/v1?key=x=y", "other=https://c/v1"])
-    assert [
-        found.find(model).base for model in ("calculator@3", "calculator", "other@x") if found.find(model)
-    ] == [  # type: ignore[union-attr]  # filtered
+    pools = [found.find(model) for model in ("calculator@3", "calculator", "other@x")]
+    assert [backend.base for pool in pools if pool for backend in pool] == [
         "http://a:1/v1",
         "http://a:1/v1",
         "https://c/v1",

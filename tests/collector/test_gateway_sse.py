@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spanloop_collector.gateway.record import Additions, Call, absorb
+from spanloop_collector.gateway.apis.base import Api
+from spanloop_collector.gateway.apis.embeddings import Embeddings
+from spanloop_collector.gateway.calls import APIS
+from spanloop_collector.gateway.record import Call
 from spanloop_collector.gateway.sse import EventSplitter, data_of, with_data
 
 events = st.lists(
@@ -66,7 +71,25 @@ json_values = st.recursive(
     max_leaves=8,
 )
 odd_answers = st.dictionaries(
-    st.sampled_from(["id", "model", "choices", "usage", "prompt_token_ids", "error"]),
+    st.sampled_from(
+        [
+            "id",
+            "model",
+            "choices",
+            "usage",
+            "prompt_token_ids",
+            "error",
+            "object",
+            "type",
+            "response",
+            "output",
+            "item",
+            "part",
+            "delta",
+            "logprobs",
+            "input_messages",
+        ]
+    ),
     json_values
     | st.lists(
         st.dictionaries(
@@ -78,8 +101,16 @@ odd_answers = st.dictionaries(
 )
 
 
-@given(odd_answers)
-def test_no_peculiar_answer_breaks_a_call(answer: dict[str, object]) -> None:
+@pytest.mark.parametrize("api", APIS, ids=lambda api: str(api.path))
+@given(answer=odd_answers)
+def test_no_peculiar_answer_breaks_a_call(api: Api, answer: dict[str, Any]) -> None:
+    """Neither noting it nor taking out of it what was added fails, and both ways to take it out give the same."""
+    added = {"return_token_ids": True, "logprobs": True, "enable_response_messages": True, "include": []}
     before = json.loads(json.dumps(answer))
-    absorb(Call("m"), answer, Additions())
-    assert answer == before  # nothing was added, so nothing is taken out
+    api.absorb(Call("m"), answer, text=True)
+    assert answer == before
+    if not isinstance(api, Embeddings):
+        raw = json.dumps(answer).encode()
+        passed = api.stripped(raw, answer, added)
+        api.strip(answer, added)
+        assert passed is None or json.loads(passed) == answer

@@ -22,25 +22,85 @@ class ClientError(Exception):
         code: `error.code`, a stable word that programs can test.
     """
 
-    def __init__(self, status: int, kind: str, message: str, code: str) -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        code: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int = 1,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.message = message
         self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
 
     def body(self) -> bytes:
         """The JSON body `{"error": {"message", "type", "param", "code"}}`."""
         return orjson.dumps(
-            {"error": {"message": self.message, "type": self.kind, "param": None, "code": self.code}}
+            {
+                "error": {
+                    "message": self.message,
+                    "type": self.kind,
+                    "param": self.param,
+                    "code": self.code,
+                }
+            }
         )
 
     def response(self) -> web.Response:
-        """The whole HTTP answer; 503 asks the client to come back in a second."""
-        headers = {"retry-after": "1"} if self.status == 503 else None
+        """The whole HTTP answer; 503 says when to come back, 401 how."""
+        headers: dict[str, str] = {}
+        if self.status == 503:
+            headers["retry-after"] = str(self.retry_after_s)
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
         return web.Response(
             status=self.status, body=self.body(), content_type="application/json", headers=headers
         )
+
+
+def bad_request(message: str, code: str, param: str | None = None) -> ClientError:
+    """400 for a request that says something impossible."""
+    return ClientError(400, "invalid_request_error", message, code, param=param)
+
+
+def overloaded(name: str, why: str) -> ClientError:
+    """503 for a call that no back end of the pool can take now."""
+    return ClientError(
+        503,
+        "api_error",
+        f"upstream {name} is at its limit: {why}. Next: send it again in some seconds; docs/gateway.md has the limits.",
+        "upstream_overloaded",
+        retry_after_s=5,
+    )
+
+
+def too_slow(name: str, url: str, what: str) -> ClientError:
+    """504 for a back end that took longer than a limit allows."""
+    return ClientError(
+        504,
+        "api_error",
+        f"upstream {name} ({url}) took too long: {what}. Next: look at its load, or raise the limit under [gateway].",
+        "upstream_timeout",
+    )
+
+
+def paused(wait_s: float, waiting: int) -> ClientError:
+    """503 for a call that came while the gateway was paused."""
+    return ClientError(
+        503,
+        "api_error",
+        f"the gateway is paused, and this call cannot wait longer ({waiting} wait, each up to {wait_s:g} s). "
+        "Next: send it again; `POST /resume` ends the pause.",
+        "gateway_paused",
+        retry_after_s=10,
+    )
 
 
 def unknown_model(model: str, known: list[str]) -> ClientError:
@@ -66,9 +126,8 @@ def no_upstream(what: str) -> ClientError:
     )
 
 
-def unreachable(name: str, url: str, error: BaseException) -> ClientError:
+def unreachable(name: str, url: str, reason: str) -> ClientError:
     """502 for a back end that does not answer or that broke off."""
-    reason = str(error) or type(error).__name__
     return ClientError(
         502,
         "api_error",

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Final
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from spanloop_collector.gateway.errors import unreachable
-from spanloop_collector.gateway.upstreams import Upstream
+from spanloop_collector.gateway.backends import Backend
+from spanloop_collector.gateway.errors import bad_request, too_slow, unreachable
+from spanloop_collector.gateway.routing import SESSION_HEADER
+from spanloop_collector.gateway.timing import Clock
 
 _log = logging.getLogger(__name__)
 
+TOKEN_HEADER: Final = "x-spanloop-token"  # noqa: S105  # a header's name
 # Headers of one connection (RFC 9110, section 7.6.1), and those that each HTTP library writes anew.
-_OF_ONE_CONNECTION = frozenset(
+_OF_ONE_CONNECTION: Final = frozenset(
     {
         "connection",
         "keep-alive",
@@ -33,19 +38,38 @@ _OF_ONE_CONNECTION = frozenset(
         "server",
     }
 )
-TOKEN_HEADER = "x-spanloop-token"  # noqa: S105  # a header's name
+# For the gateway alone; and the body is no longer compressed when it is sent on.
+_OF_REQUESTS: Final = _OF_ONE_CONNECTION | {TOKEN_HEADER, SESSION_HEADER, "content-encoding"}
+_AUTHORIZED: Final = _OF_REQUESTS | {"authorization"}
+# The answer is read on its way, so it must not be compressed between back end and gateway (both usually sit on one
+# machine); the gateway's own trace headers replace the client's.
+_READ: Final = frozenset({"accept-encoding", "traceparent", "tracestate"})
+_OF_READ_REQUESTS: Final = _OF_REQUESTS | _READ
+_READ_AUTHORIZED: Final = _AUTHORIZED | _READ
 
 
-def forwarded(
-    headers: CIMultiDictProxy[str] | Mapping[str, str], *, drop: frozenset[str]
+def request_headers(
+    headers: CIMultiDictProxy[str], token: str | None, *, read: bool = False
 ) -> CIMultiDict[str]:
-    """The end-to-end headers, less `drop` (lower case)."""
-    kept: CIMultiDict[str] = CIMultiDict()
-    for name, value in headers.items():
-        lower = name.lower()
-        if lower not in _OF_ONE_CONNECTION and lower not in drop:
-            kept.add(name, value)
-    return kept
+    """What of a request's headers the back end gets: end-to-end ones, without the gateway's own token.
+
+    Args:
+        headers: of the request.
+        token: the gateway's; it stays here, wherever the client put it.
+        read: the answer will be read, and the span's headers will be added.
+    """
+    if token is not None and bearer(headers) == token:
+        drop = _READ_AUTHORIZED if read else _AUTHORIZED
+    else:
+        drop = _OF_READ_REQUESTS if read else _OF_REQUESTS
+    return CIMultiDict([(name, value) for name, value in headers.items() if name.lower() not in drop])
+
+
+def answer_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """What of an answer's headers the client gets."""
+    return CIMultiDict(
+        [(name, value) for name, value in headers.items() if name.lower() not in _OF_ONE_CONNECTION]
+    )
 
 
 def bearer(headers: Mapping[str, str]) -> str:
@@ -53,50 +77,73 @@ def bearer(headers: Mapping[str, str]) -> str:
     return headers.get("authorization", "").removeprefix("Bearer ")
 
 
-def secrets(headers: Mapping[str, str], token: str | None) -> frozenset[str]:
-    """Headers that stay here: the gateway's own token, wherever the client put it."""
-    if token is not None and bearer(headers) == token:
-        return frozenset({TOKEN_HEADER, "authorization"})
-    return frozenset({TOKEN_HEADER})
+def inner_path(request: web.Request) -> str:
+    """The path below /v1 with its query, as it came.
+
+    Raises:
+        ClientError: 400, it would leave /v1 at the back end.
+    """
+    path = request.rel_url.raw_path.removeprefix("/v1")
+    if any(segment in (".", "..") for segment in unquote(path).replace("\\", "/").split("/")):
+        raise bad_request("the path has a segment . or ..", "invalid_path")
+    query = request.rel_url.raw_query_string
+    return f"{path}?{query}" if query else path
 
 
 async def pass_through(
-    request: web.Request, upstream: Upstream, session: aiohttp.ClientSession, path: str, drop: frozenset[str]
+    request: web.Request,
+    backend: Backend,
+    session: aiohttp.ClientSession,
+    path: str,
+    headers: CIMultiDict[str],
+    clock: Clock,
 ) -> web.StreamResponse:
-    """Send a request on to `upstream` and its answer back, both as they come, chunk by chunk.
+    """Send a request on and its answer back, both as they come, chunk by chunk.
 
     Raises:
-        ClientError: 502, the back end did not answer. Once its answer has begun, a break closes the client's
-            connection instead, so that half an answer is not taken for a whole one.
+        ClientError: 502, the back end did not answer; 504, not in time. Once its answer has begun, a break closes the
+            client's connection instead, so that half an answer is not taken for a whole one.
     """
-    url = upstream.url(path)
-    if request.rel_url.raw_query_string:
-        url = url.with_query(None).join(url.__class__("?" + request.rel_url.raw_query_string, encoded=True))
+    response: web.StreamResponse | None = None
     try:
-        answer = await session.request(
-            request.method,
-            url,
-            headers=forwarded(request.headers, drop=drop),
-            data=request.content if request.body_exists else None,
-            allow_redirects=False,
-        )
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise unreachable(upstream.label, upstream.base, error) from error
-    async with answer:
-        response = web.StreamResponse(
-            status=answer.status, reason=answer.reason, headers=forwarded(answer.headers, drop=frozenset())
-        )
-        if answer.content_length is not None and "content-encoding" not in answer.headers:
-            response.content_length = answer.content_length
-        await response.prepare(request)
-        try:
+        async with (
+            clock.scope,
+            session.request(
+                request.method,
+                backend.url(path),
+                headers=headers,
+                data=request.content if request.body_exists else None,
+                allow_redirects=False,
+            ) as answer,
+        ):
+            clock.heard()
+            backend.answered()
+            response = web.StreamResponse(
+                status=answer.status, reason=answer.reason, headers=answer_headers(answer.headers)
+            )
+            if answer.content_length is not None:
+                response.content_length = answer.content_length
+            clock.writing = True
+            await response.prepare(request)
+            clock.writing = False
             async for chunk in answer.content.iter_any():
+                clock.heard()
+                clock.writing = True
                 await response.write(chunk)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            _log.warning("upstream %s broke off %s: %s", upstream.label, path, error)
-            abort(request)
+                clock.writing = False
+            clock.writing = True
+            await response.write_eof()
             return response
-        await response.write_eof()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        if clock.writing and not clock.scope.expired():
+            raise ConnectionResetError("the client is gone") from error
+        if response is None:
+            backend.failed(str(error) or type(error).__name__)
+            if clock.scope.expired():
+                raise too_slow(backend.label, backend.shown, clock.phase) from error
+            raise unreachable(backend.label, backend.shown, str(error) or type(error).__name__) from error
+        _log.warning("upstream %s broke off %s: %s", backend.label, path, error)
+        abort(request)
         return response
 
 

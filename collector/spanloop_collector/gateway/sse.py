@@ -21,6 +21,11 @@ class EventSplitter:
     def __init__(self) -> None:
         self._tail = b""
 
+    @property
+    def held(self) -> int:
+        """Bytes of the unfinished event."""
+        return len(self._tail)
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """Complete events, each with its ending blank line: joined with `rest()`, all bytes come out as they went in."""
         buffer = self._tail + chunk if self._tail else chunk

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spanloop_collector.gateway.errors import ClientError, unknown_model
+from spanloop_collector.gateway.prompts.book import Book, BookReader
 
 if TYPE_CHECKING:
     from spanloop_store import StoreUrl
@@ -31,9 +32,16 @@ class Snapshot:
     versions: dict[str, frozenset[int]] = field(default_factory=dict)
     # (name, alias) → version number
     aliases: dict[tuple[str, str], int] = field(default_factory=dict)
+    # system prompts; None: not read
+    prompts: Book | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, versions: Iterable[tuple[str, int]], aliases: Iterable[tuple[str, str, int]]) -> Snapshot:
+    def of(
+        cls,
+        versions: Iterable[tuple[str, int]],
+        aliases: Iterable[tuple[str, str, int]],
+        prompts: Book | None = None,
+    ) -> Snapshot:
         """Build from (name, version) and (name, alias, version) rows."""
         grouped: dict[str, set[int]] = {}
         for name, version in versions:
@@ -41,6 +49,7 @@ class Snapshot:
         return cls(
             {name: frozenset(numbers) for name, numbers in grouped.items()},
             {(name, alias): version for name, alias, version in aliases},
+            prompts,
         )
 
     def names(self) -> list[str]:
@@ -82,6 +91,7 @@ class StoreReader:
         self._text = url
         self._url: StoreUrl | None = None
         self._client: Any = None
+        self._prompts = BookReader()
 
     def __call__(self) -> Snapshot | None:
         """The registry now, or None while the store has no live owner.
@@ -104,6 +114,7 @@ class StoreReader:
             return Snapshot.of(
                 [(version.name, version.version) for version in registry.versions(self._client)],
                 [(alias.name, alias.alias, alias.version) for alias in registry.aliases(self._client)],
+                self._prompts(self._client),
             )
         except BaseException:
             self.close()
