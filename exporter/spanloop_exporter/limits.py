@@ -6,10 +6,14 @@ The exporter prepares a span's attributes when it encodes it; the plugin for oth
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from spanloop_exporter.stamps import stamps
+
+if TYPE_CHECKING:
+    from spanloop_exporter.redaction.redactor import Redactor
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +21,19 @@ CUT: Final = "spanloop.cut"
 DROPPED: Final = "spanloop.dropped_attributes"
 # Bytes of UTF-8 a value. A prompt of a million tokens is some 4 MB, and receivers refuse requests over 64 MiB.
 DEFAULT_MAX_BYTES: Final = 16 << 20
+REDACTED: Final = "spanloop.redacted"
+TOKEN_KEYS: Final = (
+    "spanloop.prompt_token_ids",
+    "spanloop.completion_token_ids",
+    "spanloop.completion_logprobs",
+)
 VARIABLE: Final = "SPANLOOP_MAX_ATTRIBUTE_BYTES"
+
+# Attributes of a call that are neither its prompt nor its answer: where it went, and for whom.
+NO_CONTENT: Final = re.compile(
+    r"(?:server|client|net|network|http|url|host|peer|source|destination|user|enduser|session|service|process|thread|code|"
+    r"traceloop\.association|gen_ai\.conversation)[._].*|user|.*(?:api_base|base_url|endpoint|user_agent)"
+)
 
 # UTF-8 needs at most four bytes a character: shorter text cannot be too long, and is not measured.
 _BYTES_A_CHARACTER: Final = 4
@@ -30,10 +46,19 @@ class Preparation:
     Args:
         environ: read once. A value that makes no sense is logged, and the default used.
         in_agent: whether `environ` is that of the agent's own SDK, whose limits it then names.
+        redactor: None: redaction is off. Only what will be cut is redacted here, all else as bytes later: a
+            secret that is cut in two is not recognised any more.
     """
 
-    def __init__(self, environ: Mapping[str, str], *, in_agent: bool = True) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        in_agent: bool = True,
+        redactor: Redactor | None = None,
+    ) -> None:
         self._stamps = stamps(environ)
+        self._redactor = redactor
         self.max_bytes = _positive(environ, VARIABLE) or DEFAULT_MAX_BYTES
         self._sdk_length: int | None = None
         if in_agent:
@@ -51,11 +76,11 @@ class Preparation:
             dropped: how many the SDK's limit dropped.
             stamped: whether the stamps of the environment belong on it, where the key is not there.
         """
-        # Redaction will stand here (the next issue): after the stamps, and before the cut, which could halve a secret so
-        # that it is not recognised any more. Where it cannot run, the span must not go on as it came.
         if stamped and self._stamps:
             attributes = {**self._stamps, **attributes}
         kept, keys = cut(attributes, self.max_bytes)
+        if keys and self._redactor is not None:
+            kept, keys = cut(redacted(attributes, keys, self._redactor), self.max_bytes)
         return mark(kept, keys, dropped=dropped, sdk_length=self._sdk_length)
 
 
@@ -71,6 +96,45 @@ def _positive(environ: Mapping[str, str], name: str) -> int | None:
         return number
     log.warning("%s=%.40s is no number of 1 or more, and is not followed", name, text)
     return None
+
+
+def redacted(attributes: Mapping[str, Any], keys: Iterable[str], redactor: Redactor) -> dict[str, Any]:
+    """The attributes with some of them redacted, and token ids left off where that changed prompt or answer."""
+    changed = dict(attributes)
+    said = False
+    for key in list(keys):
+        value, name = redacted_value(attributes[key], redactor), redactor.redact_text(key)
+        said = said or (value is not attributes[key] and NO_CONTENT.fullmatch(key) is None)
+        if name != key:
+            del changed[key]
+        changed[name] = value
+    if said:
+        without_token_ids(changed)
+    return changed
+
+
+def redacted_value(value: Any, redactor: Redactor) -> Any:
+    """A value with every text in it redacted; the same object where nothing changed."""
+    if isinstance(value, str):
+        return redactor.redact_text(value)
+    if isinstance(value, bytes):
+        return redactor.redact(value)
+    if isinstance(value, Mapping):
+        pairs = {
+            redactor.redact_text(str(key)): redacted_value(item, redactor) for key, item in value.items()
+        }
+        return value if pairs == value else pairs
+    if isinstance(value, Sequence):
+        items = [redacted_value(item, redactor) for item in value]
+        return value if items == list(value) else items
+    return value
+
+
+def without_token_ids(attributes: dict[str, Any]) -> None:
+    """Takes token ids and log-probabilities off: they say what the text said before it was redacted."""
+    found = [attributes.pop(key, None) for key in TOKEN_KEYS]
+    if any(value is not None for value in found):
+        attributes[REDACTED] = "true"
 
 
 def cut(attributes: Mapping[str, Any], max_bytes: int) -> tuple[dict[str, Any], list[str]]:

@@ -240,3 +240,53 @@ def test_rotels_own_clickhouse_exporter_writes_to_our_endpoint(capture: Capture,
         found = rows(capture, rotel, sql, lambda found: len(found) == 2)
     assert {row[0]["spanloop.run.id"] for row in found} == {"direct"}
     assert build(capture, tmp_path / "dataset", "direct").height == 2
+
+
+def test_nothing_secret_passes_at_any_place(rotel: Rotel, capture: Capture, tmp_path: Path) -> None:
+    """The store's bytes are read here: `capture` would redact as well, so its own redaction is off."""
+    secret = "jane.doe@" + "example.org"
+    request = request_of(f"span of {secret}", trace=91)
+    resource = request.resource_spans[0]
+    resource.resource.attributes.add(key="owner").value.string_value = secret
+    scope = resource.scope_spans[0]
+    scope.scope.name, scope.scope.version = secret, secret
+    span = scope.spans[0]
+    span.status.message = f"no such user: {secret}"
+    for pair in (span.attributes.add(key="list"), span.events.add(name="e").attributes.add(key="list")):
+        for text in ("a", secret, "z"):
+            pair.value.array_value.values.add().string_value = text
+    span.attributes.add(key="gen_ai.input.messages").value.string_value = json.dumps([{"content": secret}])
+    span.attributes.add(key="spanloop.prompt_token_ids").value.string_value = "[1,2]"
+    span.links.add(trace_id=bytes(15) + b"1", span_id=bytes(7) + b"1").attributes.add(
+        key="l"
+    ).value.string_value = secret
+    for piece in ("they are jane.d", "oe@exam", "ple.org!"):
+        span.events.add(name="chunk").attributes.add(key="content").value.string_value = piece
+    with (
+        capture_process.running(tmp_path / "plain", SPANLOOP_REDACTION="off") as plain,
+        rotel_process.running(tmp_path / "log", *to_capture(plain)) as own,
+    ):
+        send(own, "traces", request)
+        columns = "toJSONString(tuple(*)), SpanAttributes['list'], `Events.Attributes`"
+        ((row, on_span, on_events),) = rows(plain, own, f"SELECT {columns} FROM otel_traces")
+    assert secret not in row
+    assert "jane" not in row
+    assert row.count("~email~") >= 7
+    for items in (
+        json.loads(on_span),
+        json.loads(next(event["list"] for event in on_events if "list" in event)),
+    ):
+        assert [items[0], items[2]] == ["a", "z"]
+    assert "spanloop.redacted" in row
+    assert "prompt_token_ids" not in row
+
+
+def test_what_cannot_be_redacted_is_taken_out(tmp_path: Path, capture: Capture) -> None:
+    with rotel_process.running(
+        tmp_path / "log", *to_capture(capture), SPANLOOP_REDACTION=str(tmp_path / "none")
+    ) as rotel:
+        send(rotel, "traces", request_of("refused", trace=92))
+        assert rotel.process.poll() is None
+        assert "redaction cannot run" in rotel.said
+    capture.flush()
+    assert capture.query("SELECT count() FROM otel_traces WHERE SpanName = 'refused'") == [(0,)]

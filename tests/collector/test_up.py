@@ -92,7 +92,7 @@ def test_up_serves_everything_and_stops_cleanly(tmp_path: Path) -> None:
         assert client.query("SELECT SpanName FROM otel_traces").result_rows == [("up",)]
 
 
-def test_up_says_what_to_set_and_that_nothing_is_redacted(tmp_path: Path) -> None:
+def test_up_says_what_to_set_and_what_is_redacted(tmp_path: Path) -> None:
     process = subprocess.Popen(
         arguments(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -106,7 +106,7 @@ def test_up_says_what_to_set_and_that_nothing_is_redacted(tmp_path: Path) -> Non
     assert process.wait(60) == 0
     process.stdout.close()
     text = "".join(lines)
-    assert "stored AS THEY ARE" in text
+    assert "Secrets that redaction knows are replaced" in text
     assert "export OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in text
     assert "export OPENAI_BASE_URL=http://127.0.0.1:" in text
     assert "opentelemetry-instrument python agent.py" in text

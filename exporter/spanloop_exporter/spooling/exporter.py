@@ -36,7 +36,8 @@ class SpanloopSpanExporter(SpanExporter):
     def __init__(self, *, settings: Settings | None = None) -> None:
         self._settings = settings or read_settings()
         self._pipeline = get_pipeline(self._settings)
-        self._encoder = SpanEncoder(limits.Preparation(os.environ))
+        redactor = self._pipeline.redaction.redactor
+        self._encoder = SpanEncoder(limits.Preparation(os.environ, redactor=redactor))
         self._endpoint = _target_of(self._settings, Signal.TRACES)  # where OTLP's exporters keep theirs
 
     @property
@@ -126,12 +127,10 @@ def _sendable(value: Any) -> Any:
 
 def _written(pipeline: Pipeline, signal: Signal, payloads: Sequence[bytes]) -> bool:
     try:
-        if payloads:
-            pipeline.write(signal, payloads)
+        return not payloads or pipeline.write(signal, payloads)
     except Exception:  # what comes up here would come up in the agent
         _say_once("%d of the agent's %s are lost: they could be kept nowhere", len(payloads), signal.value)
         return False
-    return True
 
 
 _said: set[str] = set()

@@ -14,6 +14,7 @@ from spanloop_exporter.spooling import bounds
 from spanloop_exporter.spooling.batches import Target
 from spanloop_exporter.spooling.late import late
 from spanloop_exporter.spooling.memory import MemoryQueue
+from spanloop_exporter.spooling.redacting import Redaction
 from spanloop_exporter.spooling.runs import runs_in
 from spanloop_exporter.spooling.settings import Settings, read_settings
 from spanloop_exporter.spooling.shipping import Shipper
@@ -56,6 +57,7 @@ class Pipeline:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.redaction = Redaction(settings.folder)
         self.memory = MemoryQueue()
         self.spool = (
             None
@@ -84,12 +86,20 @@ class Pipeline:
 
         os.register_at_fork(after_in_child=after_in_child)
 
-    def write(self, signal: Signal, payloads: Sequence[bytes]) -> None:
-        """Takes export requests of one span or log record each; on return they survive this process.
+    def write(self, signal: Signal, payloads: Sequence[bytes]) -> bool:
+        """Takes export requests of one span or log record each, redacts them; on return they survive this process.
 
         Where no disk takes them, they wait in memory.
+
+        Returns:
+            Whether all of them were taken; False: one could not be redacted, and so does not leave.
         """
         self._notice_fork()
+        passed = self.redaction(signal, payloads)
+        whole = len(passed) == len(payloads)
+        if not passed:
+            return whole
+        payloads = passed
         self._tried = False
         full = False
         if self.spool is None:
@@ -97,6 +107,7 @@ class Pipeline:
         else:
             full = self.spool.append(signal, payloads)
         self.shipper.wake(full=full)
+        return whole
 
     def send_leftovers(self) -> None:
         """Starts to send what dead processes left, if they left anything; else nothing is started."""

@@ -1,0 +1,385 @@
+"""Finds everything in a text and replaces it: one pass of a fast engine finds the places, exact checks decide."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from spanloop_exporter.errors import RedactionError
+from spanloop_exporter.redaction import credentials, personal
+from spanloop_exporter.redaction.escapes import Found, Lazy, free_on_the_left, unescaped
+from spanloop_exporter.redaction.pseudonyms import Pseudonyms, inside_pseudonym, is_pseudonym
+from spanloop_exporter.redaction.tokens import TOKENS, Token
+
+# Bytes of states that the engine may remember; what 157 kinds need on text, base64 and random bytes is below 10 MB.
+_ENGINE_MEMORY: Final = 64 << 20
+# Each round finds only what the round before uncovered; two are the rule.
+_MOST_ROUNDS: Final = 8
+# What stands before a number that is one: no letter or digit, or the end of an escape, or a length or tag of protobuf, which
+# may be a letter or digit itself.
+_BEFORE: Final = (
+    r"(?:[^0-9A-Za-z._]|\\+[abfnrtv]|\\+u[0-9a-fA-F]{4}|%[0-9a-fA-F]{2}|\[[0-9;]{0,5}m"
+    r"|[\x0a\x12\x1a\x22\x2a\x3a\x80-\xff][0-9A-Za-z._])"
+)
+
+
+_BEFORE_MOST: Final = 10  # bytes of that, escapes of four levels included
+
+
+class Rule(NamedTuple):
+    """A family of kinds that one check decides on.
+
+    Args:
+        group: how settings name it.
+        core: what the fast engine looks for; matches wherever the check would say yes.
+        check: what stands at a place; None: nothing.
+        first: the bytes that a match of `core` can begin with.
+        number: whether only what is no part of a word or longer number can be one; `core` then begins behind what stands
+            before it.
+    """
+
+    group: str
+    core: str
+    check: Callable[[bytes, int], Found | None]
+    first: Iterable[int]
+    number: bool = False
+
+
+_TOKEN_HEADS: Final = [token for token in TOKENS if not token.back]
+_TOKEN_MIDDLES: Final = [token for token in TOKENS if token.back]
+_DIGIT: Final = Lazy(r"[0-9]")
+_LOWER: Final = Lazy(r"[a-z]")
+_UPPER: Final = Lazy(r"[A-Z]")
+_NEEDS_DIGIT: Final = frozenset({"mollie_key", "lob_key", "notion_secret", "sk_key"})
+
+
+class _Tokens:
+    """The check of tokens. An expression is compiled when it is first needed: all of them would take 11 ms."""
+
+    def __init__(self) -> None:
+        self._heads = self._by_first(_TOKEN_HEADS)
+        self._middles = self._by_first(_TOKEN_MIDDLES)
+
+    @staticmethod
+    def _by_first(tokens: Iterable[Token]) -> list[list[Token]]:
+        table: list[list[Token]] = [[] for _ in range(256)]
+        for token in tokens:
+            for byte in _first_bytes(token.head):
+                table[byte].append(token)
+        return table
+
+    def heads(self, text: bytes, start: int) -> Found | None:
+        for token in self._heads[text[start]]:
+            match = _exact(token).match(text, start)
+            if match is None:
+                continue
+            data = match.group()
+            if text[start : start + 1].isalnum() and not free_on_the_left(text, start):
+                continue
+            if not _DIGIT.search(data, 4) and (
+                token.name in _NEEDS_DIGIT or not (_LOWER.search(data) and _UPPER.search(data))
+            ):
+                continue
+            return Found(start, match.end(), token.name, "key")
+        return None
+
+    def middles(self, text: bytes, start: int) -> Found | None:
+        for token in self._middles[text[start]]:
+            exact = _exact(token)
+            for back in range(token.back, token.back - token.varies - 1, -1):
+                first = start - back
+                if first < 0 or (match := exact.match(text, first)) is None:
+                    continue
+                if match.end() > start and free_on_the_left(text, first):
+                    return Found(first, match.end(), token.name, "key")
+        return None
+
+
+@functools.cache
+def _exact(token: Token) -> re.Pattern[bytes]:
+    return re.compile(token.exact.encode("latin-1"))
+
+
+def _first_bytes(head: str) -> Iterable[int]:
+    """What a match can begin with; every byte where the expression is not plain enough to say."""
+    if head.startswith("["):
+        return [byte for byte in range(128) if re.match(head[: head.index("]") + 1], chr(byte))]
+    if head[0] == "(":
+        return range(256)
+    return [ord(head.removeprefix("\\")[0])]
+
+
+def _rules() -> list[Rule]:
+    tokens = _Tokens()
+    heads = "|".join(token.core for token in _TOKEN_HEADS)
+    middles = "|".join(token.core for token in _TOKEN_MIDDLES)
+    digits, letters = b"0123456789", b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return [
+        Rule("card", personal.CARD_CORE, personal.card, b"23456", number=True),
+        Rule("iban", personal.IBAN_CORE, personal.iban, letters[26:], number=True),
+        Rule("ip", personal.IPV4_CORE, personal.ipv4, digits[1:], number=True),
+        Rule("ip", personal.IPV6_CORE, personal.ipv6, b"23fF", number=True),
+        Rule("phone", personal.NANP_CORE, personal.nanp, b"(23456789", number=True),
+        Rule("phone", personal.PAIRS_CORE, personal.pairs, b"0", number=True),
+        Rule("phone", personal.TRUNK_CORE, personal.trunk, b"(0", number=True),
+        Rule("phone", personal.EXIT_CODE_CORE, personal.exit_code, b"0", number=True),
+        Rule("phone", personal.INTERNATIONAL_CORE, personal.international, b"+\\%"),
+        Rule("phone", personal.NAMED_CORE, personal.named, b"pmwtfcPMWTFC"),
+        Rule("private_key", credentials.KEY_CORE, credentials.private_key, b"-P"),
+        Rule("key", heads, tokens.heads, range(256)),
+        Rule("key", middles, tokens.middles, range(256)),
+        Rule("password", credentials.URL_CORE, credentials.url, b":"),
+        Rule("key", credentials.AUTHORIZATION_CORE, credentials.authorization, b"bB"),
+        Rule("key", credentials.SIGNED_CORE, credentials.signed, b"?&;u"),
+        Rule("password", credentials.FLAG_CORE, credentials.flag, b"-"),
+        Rule("password", credentials.USER_CORE, credentials.user, b"-"),
+        Rule("password", credentials.ASSIGN_CORE, credentials.assignment, letters),
+        Rule("email", personal.EMAIL_CORE, personal.email, range(256)),
+    ]
+
+
+# What pseudonyms are labelled with. Keys and passwords share one: where the same value stands bare and after `password=`, it
+# has to stay the same value.
+_LABELS: Final = {"key": b"secret", "password": b"secret", "private_key": b"secret"}
+_USERS: Final = "custom"
+_IN_JSON_BEFORE: Final = Lazy(r"(?:[:\[,]|\\+[nt])[ \t\r\n]*\Z")
+_IN_JSON_AFTER: Final = Lazy(r"[ \t\r\n]*(?:[,\]}]|\\+[nr])")
+
+
+class Redactor:
+    """Finds and replaces. Threads may share one.
+
+    Args:
+        salt: of the pseudonyms.
+        disable: kinds or groups of kinds that are left as they are.
+        allow: values that are left as they are, compared without case; `*` stands for anything.
+        patterns: the user's own, by name.
+
+    Raises:
+        RedactionError: the engine cannot be loaded, or a pattern is wrong.
+    """
+
+    def __init__(
+        self,
+        salt: bytes,
+        *,
+        disable: Sequence[str] = (),
+        allow: Sequence[str] = (),
+        patterns: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        engine = self._engine = _load()
+        self.counts: Counter[str] = Counter()
+        self._pseudonyms = Pseudonyms(salt)
+        self._disabled = frozenset(disable)
+        self._allowed = (
+            re.compile("|".join(fnmatch.translate(value.lower()) for value in allow)) if allow else None
+        )
+        self._rules = [rule for rule in _rules() if rule.group not in self._disabled]
+        unknown = self._disabled - kinds()
+        if unknown:
+            raise RedactionError(
+                f"redaction: there is no kind {', '.join(sorted(unknown))} to disable",
+                "the kinds are in docs/redaction.md",
+            )
+        self._scan = None
+        if self._rules:
+            self._scan = _compiled(engine, _union(self._rules))
+        # The checks worth trying where a match begins, and a little behind that, by the byte that stands there.
+        self._checks = _by_first(rule for rule in self._rules if not rule.number)
+        self._numbers = _by_first(rule for rule in self._rules if rule.number)
+        self._own = [(name, _own(engine, name, pattern)) for name, pattern in patterns]
+        self.needs_context = any(_has_context(pattern) for _, pattern in patterns)
+
+    def places(self, data: bytes) -> list[tuple[int, int]]:
+        """Where in bytes of any kind something may stand; a message is then looked at field by field there."""
+        found: list[tuple[int, int]] = []
+        for engine in (self._scan, *(pattern for _, pattern in self._own)):
+            position = 0
+            while engine is not None and (match := engine.search(data, position)) is not None:
+                start, end = match.span()
+                found.append((start, end))
+                # Not from its end: the tag before the next text may be the last thing that it took.
+                position = max(start + 1, end - 3)
+        found.sort()
+        return found
+
+    def find(self, text: bytes) -> list[Found]:
+        """What stands in a text, from left to right, none within another."""
+        found = [*self._known(text), *self._users(text)]
+        if len(found) < 2 or not self._own:
+            return found
+        found.sort(key=lambda one: (one.start, -one.end))
+        apart = found[:1]
+        for one in found[1:]:
+            if one.start >= apart[-1].end:
+                apart.append(one)
+        return apart
+
+    def redact(self, text: bytes) -> bytes:
+        """The text with pseudonyms; the same object where nothing was found.
+
+        Args:
+            text: one whole text in UTF-8 (other bytes are left as they are).
+        """
+        for _ in range(_MOST_ROUNDS):
+            found = self.find(text)
+            if not found:
+                break
+            text = self.replace(text, found)
+        return text
+
+    def redact_text(self, text: str) -> str:
+        """The same for a string; one that UTF-8 cannot carry comes back with question marks."""
+        data = text.encode("utf-8", "replace")
+        changed = self.redact(data)
+        return text if changed is data else changed.decode("utf-8", "replace")
+
+    def replace(self, text: bytes, found: Sequence[Found]) -> bytes:
+        """Puts pseudonyms in the places found, and counts them."""
+        parts: list[bytes] = []
+        position = 0
+        for one in found:
+            parts += (text[position : one.start], self._stand_in(text, one))
+            position = one.end
+            self.counts[one.kind] += 1
+        return b"".join((*parts, text[position:]))
+
+    def _known(self, text: bytes) -> Iterator[Found]:
+        position = done = 0
+        while self._scan is not None and (match := self._scan.search(text, position)) is not None:
+            start, end = match.span()
+            found = self._at(text, start, end)
+            if found is None or found.start < done:  # the latter looks back, into what has been found already
+                # One further, and not past it: another kind may begin within.
+                position = start + 1
+                continue
+            yield found
+            position = done = max(found.end, start + 1)
+
+    def _at(self, text: bytes, start: int, end: int) -> Found | None:
+        for check in self._checks[text[start]]:
+            if (found := check(text, start)) is not None and self._wanted(text, found):
+                return found
+        # The match of a number has what stands before it, which is short.
+        for place in range(start, min(start + _BEFORE_MOST, end)):
+            for check in self._numbers[text[place]]:
+                if (found := check(text, place)) is not None and self._wanted(text, found):
+                    return found
+        return None
+
+    def _users(self, text: bytes) -> Iterator[Found]:
+        for name, pattern in self._own:
+            for match in pattern.finditer(text):
+                start, end = match.span(1) if match.re.groups else match.span()
+                found = Found(start, end, name, _USERS)
+                if start < end and not inside_pseudonym(text, start, end) and self._wanted(text, found):
+                    yield found
+
+    def _wanted(self, text: bytes, found: Found) -> bool:
+        if found.kind in self._disabled or found.group in self._disabled:
+            return False
+        if is_pseudonym(text[found.start : found.end]):
+            return False
+        if self._allowed is None:
+            return True
+        value = unescaped(text[found.start : found.end]).decode("utf-8", "replace").lower()
+        return self._allowed.match(value) is None
+
+    def _stand_in(self, text: bytes, found: Found) -> bytes:
+        data = text[found.start : found.end]
+        label = _LABELS.get(found.group) or found.group.encode()
+        if found.kind == "private_key":
+            return self._lines(label, data)
+        if data.isdigit() and _is_json_number(text, found.start, found.end):
+            return self._pseudonyms.number(label, data, len(data))
+        return self._pseudonyms.text(label, unescaped(data), len(data))
+
+    def _lines(self, label: bytes, data: bytes) -> bytes:
+        """A key's body, whose line ends stay: they are as long as the text is deeply nested."""
+        pieces = credentials.KEY_PIECE.split(data)
+        body = b"".join(pieces)
+        stand_in = self._pseudonyms.text(label, unescaped(body), len(body))
+        parts, position = [], 0
+        ends = credentials.KEY_PIECE.findall(data)
+        for index, piece in enumerate(pieces):
+            parts.append(stand_in[position : position + len(piece)])
+            position += len(piece)
+            parts.extend(ends[index : index + 1])
+        return b"".join(parts)
+
+
+def kinds() -> frozenset[str]:
+    """What settings may name: kinds, and groups of kinds."""
+    return frozenset(
+        {token.name for token in TOKENS}
+        | {f"{vendor}_key" for vendor in credentials.VENDORS}
+        | {"email", "phone", "card", "iban", "ip", "ipv4", "ipv6", "key", "password", "private_key", "secret"}
+        | {"url_password", "signed_url", "bearer_token", "basic_authorization"}
+    )
+
+
+def _load() -> Any:
+    try:
+        import re2  # late, and only where redaction is on
+    except ImportError as error:
+        raise RedactionError(
+            f"redaction needs the package google-re2, which cannot be loaded: {error}",
+            "pip install google-re2; or SPANLOOP_REDACTION=off, where nothing has to stay secret",
+        ) from error
+    return re2
+
+
+def _compiled(engine: Any, pattern: str) -> Any:
+    options = engine.Options()
+    options.encoding = engine.Options.Encoding.LATIN1
+    options.never_capture = True
+    options.log_errors = False
+    options.max_mem = _ENGINE_MEMORY
+    return engine.compile(pattern.encode("latin-1"), options)
+
+
+def _union(rules: Sequence[Rule]) -> str:
+    numbers = "|".join(f"(?:{rule.core})" for rule in rules if rule.number)
+    others = "|".join(f"(?:{rule.core})" for rule in rules if not rule.number)
+    return "|".join(part for part in (f"(?:^|{_BEFORE})(?:{numbers})" if numbers else "", others) if part)
+
+
+_Check = Callable[[bytes, int], Found | None]
+
+
+def _by_first(rules: Iterable[Rule]) -> list[list[_Check]]:
+    table: list[list[_Check]] = [[] for _ in range(256)]
+    for rule in rules:
+        for byte in rule.first:
+            table[byte].append(rule.check)
+    return table
+
+
+def _own(engine: Any, name: str, pattern: str) -> Any:
+    options = engine.Options()
+    options.log_errors = False
+    try:
+        compiled = engine.compile(pattern, options)
+    except engine.error as error:
+        raise RedactionError(
+            f"redaction: the pattern {name!r} is no regular expression: {error}",
+            "it takes RE2's syntax, without look-around and back-references: github.com/google/re2/wiki/Syntax",
+        ) from error
+    if compiled.search(b"") is not None:
+        raise RedactionError(
+            f"redaction: the pattern {name!r} matches the empty text", "let it ask for one character at least"
+        )
+    return compiled
+
+
+def _has_context(pattern: str) -> bool:
+    """Whether what stands around a match matters to it, so that it must be shown each text by itself."""
+    return re.search(r"[\^$]|\\[bBAzZQE]", pattern) is not None
+
+
+def _is_json_number(text: bytes, start: int, end: int) -> bool:
+    return bool(_IN_JSON_BEFORE.search(text, max(0, start - 16), start) and _IN_JSON_AFTER.match(text, end))
