@@ -21,13 +21,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.fuzz.described import Described
 
 _CHUNK = 1000  # requests between two looks at the tables
 _CORPUS, _DRAWN_BYTES = 200, 4096  # what atheris begins with
 _SHOWN = 5  # failures that are printed
 # Requests to the endpoint take three times as long.
-_SHARES = {"otlp": 0.6, "endpoint": 0.4}
+_SHARES = {"otlp": 0.4, "endpoint": 0.3, "gateway": 0.15, "feedback": 0.15}
 
 
 @dataclass
@@ -92,9 +95,18 @@ def _work(name: str, n: int, seed: int, engine: str) -> int:
 
 def _open(stack: ExitStack, name: str, folder: Path) -> _Target:
     from bench.fuzz import endpoint, otlp
+    from bench.fuzz.feedback import FeedbackTarget
+    from bench.fuzz.gateway import gateway_target
     from bench.fuzz.served import serving
 
     served = stack.enter_context(serving(folder / "store"))
+    if name in ("gateway", "feedback"):
+        if name == "gateway":
+            described: Described = stack.enter_context(gateway_target(served))
+        else:
+            described = FeedbackTarget(served)
+            stack.callback(described.close)
+        return _Target(described.requests(), described.check, described.settle, described.answers)
     if name == "otlp":
         receivers = otlp.Receivers(served)
         stack.callback(receivers.close)

@@ -1,0 +1,65 @@
+"""Requests made from the gateway's and the feedback API's OpenAPI documents: none fails inside, and none that was refused leaves a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from bench.fuzz.described import Described, Sent
+from bench.fuzz.feedback import FeedbackTarget
+from bench.fuzz.gateway import GatewayTarget, gateway_target
+from bench.fuzz.served import Served, serving
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+RUNS, EXAMPLES = 2, 250  # of each; 20,000 of them: python -m bench.fuzz --target gateway --n 20000
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("fuzz")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def gateway(served: Served) -> Iterator[GatewayTarget]:
+    with gateway_target(served) as target:
+        yield target
+
+
+@pytest.fixture(scope="module")
+def feedback(served: Served) -> Iterator[FeedbackTarget]:
+    target = FeedbackTarget(served)
+    yield target
+    target.close()
+
+
+def run(target: Described, number: int) -> None:
+    @seed(number)
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(target.requests())
+    def check(sent: Sent) -> None:
+        target.check(sent)
+
+    check()
+
+
+@pytest.mark.parametrize("number", range(RUNS))
+def test_gateway(gateway: GatewayTarget, number: int) -> None:
+    run(gateway, number)
+    assert gateway.answers["200"] > 50 * (number + 1), "hardly a request is answered: nothing is tried"
+    assert gateway.answers["400"] > 10, "hardly a request is refused: nothing is tried"
+    gateway.settle()
+
+
+@pytest.mark.parametrize("number", range(RUNS))
+def test_feedback(feedback: FeedbackTarget, number: int) -> None:
+    run(feedback, number)
+    assert feedback.answers["200"] > 40 * (number + 1), "hardly a request is taken: nothing is tried"
+    assert feedback.answers["422"] > 40 * (number + 1), "hardly a request is refused: nothing is tried"
+    feedback.settle()
