@@ -6,7 +6,6 @@ import json
 import struct
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlencode
 
 import clickhouse_connect
 import pytest
@@ -163,9 +162,15 @@ def test_settings_of_a_request_end_with_it(served: Served) -> None:
 
 
 def test_form_fields_and_get(served: Served) -> None:
-    body = urlencode({"query": "SELECT {x:Int8} + 1", "param_x": "4"}).encode()
-    headers = served.auth(**{"Content-Type": "application/x-www-form-urlencoded"})
-    assert served.send(body, headers=headers)[2] == b"5\n"
+    fields = {"query": "SELECT {x:Int8} + 1", "param_x": "4"}
+    parts = [
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'
+        for name, text in fields.items()
+    ]
+    headers = served.auth(**{"Content-Type": "multipart/form-data; boundary=b"})
+    assert served.send("".join(parts) + "--b--\r\n", headers=headers)[2] == b"5\n"
+    curls = served.auth(**{"Content-Type": "application/x-www-form-urlencoded"})
+    assert served.send("SELECT 1 + 1 AS `a=b`", headers=curls)[2] == b"2\n"
     assert served.send(method="GET", query="SELECT 1", default_format="JSONEachRow")[2] == b'{"1":1}\n'
     assert served.send(method="GET", query="TRUNCATE TABLE otel_logs")[0] == 400
 

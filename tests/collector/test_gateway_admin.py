@@ -105,7 +105,7 @@ def test_a_call_does_not_wait_for_ever_for_the_end_of_a_pause(stub: Stub, receiv
         ({}, {}, 200),
         ({}, {"origin": "http://evil.example"}, 403),
         ({"token": "call"}, {}, 401),
-        ({"token": "call"}, {"authorization": "Bearer call"}, 200),
+        ({"token": "call"}, {"authorization": "Bearer call"}, 401),
         ({"admin_token": "root"}, {}, 401),
         ({"token": "call", "admin_token": "root"}, {"authorization": "Bearer call"}, 401),
         ({"token": "call", "admin_token": "root"}, {"authorization": "Bearer root"}, 200),

@@ -198,10 +198,8 @@ class _Endpoint:
 
     async def _read(self, request: web.Request) -> Query:
         pairs = list(request.query.items())
-        if (
-            request.content_type in ("multipart/form-data", "application/x-www-form-urlencoded")
-            and request.can_read_body
-        ):
+        # As ClickHouse does: a body that curl calls a urlencoded form, which it does by itself, is the query.
+        if request.content_type == "multipart/form-data" and request.can_read_body:
             try:
                 form = await request.post()
             except (ValueError, LookupError) as error:  # no boundary; a charset that is none

@@ -33,6 +33,8 @@ class Admin:
         metrics: Metrics,
         admin_token: str | None,
         audit: Audit | None,
+        *,
+        closed: bool,
     ) -> None:
         self._upstreams = upstreams
         self._versions = versions
@@ -41,6 +43,8 @@ class Admin:
         self._metrics = metrics
         self._token = admin_token
         self._audit = audit
+        # Agents hold the other token, and no agent may stop all others.
+        self._closed = closed
 
     async def health(self, _request: web.Request) -> web.Response:
         """State, registry and back ends, for whoever asks."""
@@ -108,12 +112,12 @@ class Admin:
             raise ClientError(
                 403, "permission_error", "no browser may ask this: send it without Origin", "forbidden"
             )
-        if not shows(request.headers, self._token):
+        if self._closed or not shows(request.headers, self._token):
             raise ClientError(
                 401,
                 "authentication_error",
-                "this wants the admin token. Next: send the value of SPANLOOP_ADMIN_TOKEN (else of SPANLOOP_TOKEN) "
-                "there as `Authorization: Bearer …`.",
+                "this wants the admin token. Next: set SPANLOOP_ADMIN_TOKEN where the gateway runs, and send its value "
+                "as `Authorization: Bearer …`.",
                 "invalid_api_key",
             )
         if self._audit is not None and self._token is not None:

@@ -75,9 +75,15 @@ class Gateway:
         self.busy = Busy()  # connections with a request in work
         self._session: aiohttp.ClientSession | None = None
         self._calls: Calls | None = None
-        admin_token = settings.admin_token or settings.token
         self._admin = Admin(
-            settings.upstreams, versions, tracer, self._gate, self._metrics, admin_token, settings.audit
+            settings.upstreams,
+            versions,
+            tracer,
+            self._gate,
+            self._metrics,
+            settings.admin_token,
+            settings.audit,
+            closed=settings.token is not None and settings.admin_token is None,
         )
 
     def application(self) -> web.Application:
