@@ -9,7 +9,7 @@ from urllib.request import urlopen
 
 from bench.fuzz.described import Described, Sent
 from bench.fuzz.served import Reply, Served
-from spanloop_collector.feedback import END_SECOND, FIRST_SECOND
+from spanloop_collector.feedback.judgement import END_SECOND, FIRST_SECOND
 
 
 class FeedbackTarget(Described):

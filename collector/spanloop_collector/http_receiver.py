@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import PayloadEncodingError
 from spanloop_collector import encodings
 from spanloop_collector.addresses import shows_token
 from spanloop_collector.answers import Refusal, accepted, encode, no_metrics, outcome, refusal_for
-from spanloop_collector.feedback_route import FeedbackRoute
+from spanloop_collector.feedback.route import FeedbackRoute
 from spanloop_collector.health import gauges, look
 from spanloop_collector.intake import Intake
 from spanloop_collector.space import InFlight

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tests.collector.receivers import Answer, Receivers, receivers
 
 from spanloop_collector.expiring import Expiring
-from spanloop_collector.feedback import FIELDS, FeedbackRefused, export_request, read_feedback
-from spanloop_collector.feedback_openapi import document
-from spanloop_collector.feedback_route import MAX_ITEMS, PATH
+from spanloop_collector.feedback.judgement import FIELDS, FeedbackRefused, export_request, read_feedback
+from spanloop_collector.feedback.openapi import document
+from spanloop_collector.feedback.route import MAX_ITEMS, PATH
 from spanloop_store.expiry import Expiry
 from spanloop_store.otlp.check import check_protobuf
 from spanloop_store.otlp.signals import Signal, message_type

@@ -20,8 +20,8 @@ from tests.collector.capture_process import running
 
 from spanloop.main import cli
 from spanloop_collector.errors import ImportFailed
-from spanloop_collector.feedback import FIELDS, FeedbackRefused
-from spanloop_collector.feedback_files import read_rows
+from spanloop_collector.feedback.files import read_rows
+from spanloop_collector.feedback.judgement import FIELDS, FeedbackRefused
 from spanloop_store import connect
 from spanloop_store.errors import SpanloopError
 

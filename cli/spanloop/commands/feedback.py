@@ -38,7 +38,7 @@ def import_(files: tuple[Path, ...], store: str, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from spanloop_collector.feedback_importing import import_feedback
+    from spanloop_collector.feedback.importing import import_feedback
 
     summary = import_feedback(store, files, progress_printer(not as_json))
     if as_json:

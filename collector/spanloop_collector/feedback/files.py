@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from spanloop_collector.errors import ImportFailed
-from spanloop_collector.feedback import FIELDS, FeedbackRefused, Problem
+from spanloop_collector.feedback.judgement import FIELDS, FeedbackRefused, Problem
 
 _PARQUET_MAGIC: Final = b"PAR1"
 _BOM: Final = b"\xef\xbb\xbf"

@@ -10,8 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from spanloop_collector.feedback import Feedback, FeedbackRefused, Problem, export_request, read_feedback
-from spanloop_collector.feedback_files import FoundRow, read_rows
+from spanloop_collector.feedback.files import FoundRow, read_rows
+from spanloop_collector.feedback.judgement import (
+    Feedback,
+    FeedbackRefused,
+    Problem,
+    export_request,
+    read_feedback,
+)
 from spanloop_collector.files import Found
 from spanloop_collector.importing import sink
 from spanloop_store import StoreUrl, connect

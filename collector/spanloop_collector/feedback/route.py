@@ -13,7 +13,7 @@ import grpc
 from aiohttp import web
 
 from spanloop_collector.answers import Refusal, refusal_for
-from spanloop_collector.feedback import (
+from spanloop_collector.feedback.judgement import (
     MAX_KEY,
     Feedback,
     FeedbackRefused,
@@ -21,7 +21,7 @@ from spanloop_collector.feedback import (
     export_request,
     read_feedback,
 )
-from spanloop_collector.feedback_openapi import document
+from spanloop_collector.feedback.openapi import document
 from spanloop_collector.intake import Intake
 from spanloop_collector.space import InFlight
 from spanloop_store.expiry import KEEP_MORE, Expiry

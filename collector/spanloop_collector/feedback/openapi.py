@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from spanloop_collector.feedback import (
+from spanloop_collector.feedback.judgement import (
     END_SECOND,
     EVALUATOR,
     FIRST_SECOND,
