@@ -138,3 +138,9 @@ def test_a_client_that_goes_away_is_no_failure_of_ours(
         while served.send("SELECT 1", query_id="unread")[0] != 200:
             pass
     assert "failed inside the endpoint" not in caplog.text
+
+
+def test_an_insert_that_chdb_reads_otherwise_is_the_clients_mistake(served: Served) -> None:
+    sql = "INSERT INTO otel_logs FROM FORMAT NullINFILE 'a' FORMAT"
+    status, headers, _ = served.send(sql)
+    assert (status, headers["X-ClickHouse-Exception-Code"]) == (400, "36")
