@@ -74,7 +74,9 @@ def from_engine(error: Exception) -> EndpointError:
         )
     if text.startswith("send_insert "):
         # chDB's own parser reads SELECT, FROM or a file where the rows should begin.
-        return EndpointError(BAD_ARGUMENTS, "an INSERT with rows behind its FORMAT takes no SELECT and no FROM")
+        return EndpointError(
+            BAD_ARGUMENTS, "an INSERT with rows behind its FORMAT takes no SELECT and no FROM"
+        )
     start = text.find("Code: ")
     match = _CODE.search(text)
     if match is None or start < 0:
