@@ -11,11 +11,11 @@ from typing import Final
 
 from spanloop_collector.gateway.privacy import OPEN, Privacy
 from spanloop_exporter.spooling.batches import Batch, Outcome
-from spanloop_exporter.spooling.encoding import field
 from spanloop_exporter.spooling.settings import Endpoint
 from spanloop_exporter.spooling.targets import OtlpTarget
 from spanloop_store.otlp.frames import frame
 from spanloop_store.otlp.signals import Signal
+from spanloop_store.otlp.wire import field
 
 _log = logging.getLogger(__name__)
 

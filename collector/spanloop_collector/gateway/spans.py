@@ -22,7 +22,8 @@ import orjson
 from spanloop_collector.gateway.privacy import OPEN, Privacy
 from spanloop_collector.gateway.record import Call
 from spanloop_collector.gateway.sending import Sender
-from spanloop_exporter.spooling.encoding import attribute_fields, field
+from spanloop_exporter.spooling.encoding import attribute_fields
+from spanloop_store.otlp.wire import field
 
 _log = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Final
 
 from spanloop_exporter import limits
 from spanloop_exporter.redaction.redactor import Redactor
 from spanloop_exporter.redaction.streams import redact_stream
 from spanloop_store.otlp.signals import Signal
+from spanloop_store.otlp.wire import field, fields, varint
 
 # Token ids and log-probabilities say what the text said.
 TOKEN_KEYS: Final = frozenset(key.encode() for key in limits.TOKEN_KEYS)
@@ -235,7 +235,7 @@ def _rebuilt(data: bytes, start: int, end: int, spans: list[int], path: tuple[in
                 continue
             body = _rebuilt(data, first, last, spans, path[1:])
             # All tags on the path are one byte.
-            parts += (data[done : tag + 1], _varint(len(body)), body)
+            parts += (data[done : tag + 1], varint(len(body)), body)
         elif ours and number == _ATTRIBUTES and _is_token_key(data, first, last):
             parts.append(data[done:tag])
         else:
@@ -243,8 +243,8 @@ def _rebuilt(data: bytes, start: int, end: int, spans: list[int], path: tuple[in
         done = last
     parts.append(data[done:end])
     if ours:
-        pair = _field(b"\x0a", REDACTED) + _field(b"\x12", _field(b"\x0a", b"true"))
-        parts.append(_field(b"\x4a", pair))
+        pair = field(0x0A, REDACTED) + field(0x12, field(0x0A, b"true"))
+        parts.append(field(0x4A, pair))
     return b"".join(parts)
 
 
@@ -252,67 +252,3 @@ def _is_token_key(data: bytes, start: int, end: int) -> bool:
     return any(
         number == 1 and data[first:last] in TOKEN_KEYS for number, _, first, last in fields(data, start, end)
     )
-
-
-def _field(tag: bytes, body: bytes) -> bytes:
-    return tag + _varint(len(body)) + body
-
-
-def _varint(number: int) -> bytes:
-    result = bytearray()
-    while number > 0x7F:
-        result.append(number & 0x7F | 0x80)
-        number >>= 7
-    result.append(number)
-    return bytes(result)
-
-
-def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(number, where its tag begins, where its body begins, where it ends) of each field; of those with a length.
-
-    What stands between is passed over, except by those who look at the tags. Bytes that are no protobuf come as one field 0.
-    """
-    position = start
-    while position < end:
-        tag_at = position
-        tag = data[position]
-        position += 1
-        if tag > 0x7F:
-            tag, position = _long(data, tag_at, end)
-        wire = tag & 7
-        if wire == 2:
-            if position < end and (length := data[position]) < 0x80:
-                position += 1
-            else:
-                length, position = _long(data, position, end)
-            last = position + length
-            if position <= 0 or last > end or tag < 8:
-                yield 0, tag_at, tag_at, end
-                return
-            yield tag >> 3, tag_at, position, last
-            position = last
-        elif wire == 0:
-            _, position = _long(data, position, end)
-            if position <= 0:
-                yield 0, tag_at, tag_at, end
-                return
-        elif wire == 1:
-            position += 8
-        elif wire == 5:
-            position += 4
-        else:
-            yield 0, tag_at, tag_at, end
-            return
-
-
-def _long(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """A varint and where it ends; (0, 0): it is none."""
-    number = shift = 0
-    while position < end and shift < 70:
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-        shift += 7
-    return 0, 0

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from spanloop_store.otlp.wire import SHORT, field, varint
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
@@ -25,7 +27,6 @@ _FIXED32 = struct.Struct("<I").pack
 _DOUBLE = struct.Struct("<d").pack
 _UINT64: Final = (1 << 64) - 1
 _INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
-_SHORT: Final = [bytes([number]) for number in range(128)]
 # Keys repeat from span to span. The bound is for agents that put ids into keys.
 _MAX_KEYS: Final = 4096
 _MAX_SCOPES: Final = 256
@@ -89,12 +90,12 @@ class SpanEncoder:
         if span.name:
             parts.append(_text(0x2A, span.name))
         # SpanKind counts from INTERNAL = 0, OTLP from UNSPECIFIED = 0.
-        parts += (b"\x30", _SHORT[span.kind.value + 1])
+        parts += (b"\x30", SHORT[span.kind.value + 1])
         parts += (b"\x39", _FIXED64((span.start_time or 0) & _UINT64))
         parts += (b"\x41", _FIXED64((span.end_time or 0) & _UINT64))
         parts.append(self._attributes(span))
         if span.dropped_attributes:
-            parts.append(b"\x50" + _varint(span.dropped_attributes))
+            parts.append(b"\x50" + varint(span.dropped_attributes))
         for event in span.events:
             body = b"\x09" + _FIXED64(event.timestamp & _UINT64) + _text(0x12, event.name)
             body += attribute_fields(0x1A, event.attributes) + _count(0x20, event.dropped_attributes)
@@ -154,7 +155,7 @@ def attribute_fields(tag: int, attributes: Mapping[str, Any] | None) -> bytes:
     if not attributes:
         return b""
     parts: list[bytes] = []
-    lead = _SHORT[tag]
+    lead = SHORT[tag]
     for key, value in attributes.items():
         try:
             name = _keys.get(key) or _key(key)
@@ -164,10 +165,10 @@ def attribute_fields(tag: int, attributes: Mapping[str, Any] | None) -> bytes:
                 size = len(text)
                 head = _TEXT_HEADS[size] if size < len(_TEXT_HEADS) else _text_head(size)
                 size += len(name) + len(head)
-                parts += (lead, _SHORT[size] if size < 128 else _varint(size), name, head, text)
+                parts += (lead, SHORT[size] if size < 128 else varint(size), name, head, text)
             else:
                 body = field(0x12, _value(value))
-                parts += (lead, _varint(len(name) + len(body)), name, body)
+                parts += (lead, varint(len(name) + len(body)), name, body)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             log.warning("attribute %r is left out, OTLP cannot carry its value: %s", key, error)
     return b"".join(parts)
@@ -175,8 +176,8 @@ def attribute_fields(tag: int, attributes: Mapping[str, Any] | None) -> bytes:
 
 def _text_head(size: int) -> bytes:
     """What stands before a text of `size` bytes in a KeyValue: the value's field, and in it the string's."""
-    inner = b"\x0a" + _varint(size)
-    return b"\x12" + _varint(len(inner) + size) + inner
+    inner = b"\x0a" + varint(size)
+    return b"\x12" + varint(len(inner) + size) + inner
 
 
 def _value(value: Any) -> bytes:
@@ -188,7 +189,7 @@ def _value(value: Any) -> bytes:
     if isinstance(value, int):
         if not _INT64_MIN <= value <= _INT64_MAX:
             raise OverflowError(f"{value} is no 64-bit integer")
-        return b"\x18" + _varint(value & _UINT64)
+        return b"\x18" + varint(value & _UINT64)
     if isinstance(value, float):
         return b"\x21" + _DOUBLE(value)
     if value is None:
@@ -205,29 +206,11 @@ def _value(value: Any) -> bytes:
 def _text(tag: int, text: str) -> bytes:
     # A lone surrogate (bytes that were no UTF-8) cannot be sent; the rest of the text can.
     data = text.encode("utf-8", "replace")
-    return _SHORT[tag] + _varint(len(data)) + data
-
-
-def field(tag: int, data: bytes) -> bytes:
-    """A length-delimited field; its tag is field number and wire type in one, below 128."""
-    return _SHORT[tag] + _varint(len(data)) + data
+    return SHORT[tag] + varint(len(data)) + data
 
 
 def _count(tag: int, number: int) -> bytes:
-    return _SHORT[tag] + _varint(number) if number else b""
-
-
-def _varint(number: int) -> bytes:
-    if number < 128:
-        return _SHORT[number]
-    if number < 16384:
-        return bytes((number & 0x7F | 0x80, number >> 7))
-    result = bytearray()
-    while number > 0x7F:
-        result.append(number & 0x7F | 0x80)
-        number >>= 7
-    result.append(number)
-    return bytes(result)
+    return SHORT[tag] + varint(number) if number else b""
 
 
 # For short texts the heads are made beforehand.

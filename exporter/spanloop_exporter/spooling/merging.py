@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from spanloop_exporter.spooling.encoding import field
+from spanloop_store.otlp import wire
+from spanloop_store.otlp.wire import SHORT, field, read_varint
 
-_LENGTH_DELIMITED: Final = 2
 # Tags, field number and wire type in one: scope_spans in ResourceSpans and spans in ScopeSpans, or scope_logs and
 # log_records; resource_spans or resource_logs in an export request.
 _ITEMS: Final = 0x12
 _RESOURCES: Final = 0x0A
-_TAGS: Final = {tag: bytes([tag]) for tag in (_ITEMS, _RESOURCES)}
 
 
 class NotMergeable(ValueError):
@@ -66,9 +65,9 @@ def _only_item(message: bytes, resource: bytes, scope: bytes) -> bytes | None:
     """The item of a message that holds just one, of this resource and this scope, as most do; None: it is another."""
     offset = 0
     for tag, head in ((_RESOURCES, resource), (_ITEMS, scope), (_ITEMS, b"")):
-        if not message.startswith(_TAGS[tag], offset):
+        if not message.startswith(SHORT[tag], offset):
             return None
-        length, offset = _varint(message, offset + 1)
+        length, offset = read_varint(message, offset + 1, len(message))
         if offset + length != len(message) or not message.startswith(head, offset):
             return None
         offset += len(head)
@@ -101,28 +100,11 @@ def _split(message: bytes) -> tuple[bytes, list[bytes]]:
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """(tag, the field as it stands, body) of each field; all fields of the three outer messages are length-delimited."""
-    offset = 0
-    while offset < len(message):
-        start = offset
-        tag, offset = _varint(message, offset)
-        if tag & 7 != _LENGTH_DELIMITED:
-            raise NotMergeable(tag)
-        length, offset = _varint(message, offset)
-        end = offset + length
-        if end > len(message):
-            raise NotMergeable(tag)
-        yield tag, message[start:end], message[offset:end]
-        offset = end
-
-
-def _varint(message: bytes, offset: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        if offset >= len(message) or shift > 63:
-            raise NotMergeable(offset)
-        byte = message[offset]
-        offset += 1
-        number |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            return number, offset
-        shift += 7
+    done = 0
+    for number, start, body, end in wire.fields(message, 0, len(message)):
+        if number == 0 or start != done:
+            raise NotMergeable(start)
+        yield number << 3 | wire.LENGTH_DELIMITED, message[start:end], message[body:end]
+        done = end
+    if done != len(message):
+        raise NotMergeable(done)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from spanloop_store.otlp.wire import read_varint, varint
+
 SEGMENT_SUFFIX = ".otlp"  # of a segment's file name
-_MAX_VARINT_BYTES = 10  # a 64-bit length; longer is no varint
 
 
 class Frame(NamedTuple):
@@ -19,13 +20,7 @@ class Frame(NamedTuple):
 
 def frame(payload: bytes) -> bytes:
     """A message with its length before it, as a varint (protobuf encoding, "Base 128 Varints")."""
-    length = len(payload)
-    prefix = bytearray()
-    while length > 0x7F:
-        prefix.append(length & 0x7F | 0x80)
-        length >>= 7
-    prefix.append(length)
-    return bytes(prefix) + payload
+    return varint(len(payload)) + payload
 
 
 def frames(data: bytes | memoryview) -> Iterator[Frame]:
@@ -37,17 +32,7 @@ def frames(data: bytes | memoryview) -> Iterator[Frame]:
     view = memoryview(data)
     offset = 0
     while offset < len(view):
-        length = shift = 0
-        cursor = offset
-        while True:
-            if cursor >= len(view) or shift >= 7 * _MAX_VARINT_BYTES:
-                return
-            byte = view[cursor]
-            cursor += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if not byte & 0x80:
-                break
+        length, cursor = read_varint(view, offset, len(view))
         end = cursor + length
         if length == 0 or end > len(view):
             return
