@@ -135,3 +135,23 @@ def test_a_judgement_of_days_before_its_span_is_found_when_the_span_comes(
     after, frame = build_rows([other, row])
     assert dict(frame.select("span_id", "reward").rows()) == {row["SpanId"]: 0.25, other["SpanId"]: None}
     assert after.counts["judgements_outside"] == 0
+
+
+def same_span_id_in_two_traces() -> list[Row]:
+    """Some tracers count spans from 1 in each trace; the specification asks for no more."""
+    rows = [Agent(f"i{number}").call([user(f"p{number}")], said("a"), at=number) for number in (1, 2)]
+    return [{**row, "TraceId": f"t{number}", "SpanId": "1"} for number, row in enumerate(rows, 1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "outside"),
+    [({"trace_id": "t2"}, [None, 1.0], 0), ({}, [None, None], 1)],
+    ids=["of-a-trace", "alone"],
+)
+def test_a_span_id_that_two_traces_have_is_looked_for_in_its_own(
+    build_rows: Build, client: Client, names: dict[str, str], expected: list[float | None], outside: int
+) -> None:
+    judge(client, 1.0, span_id="1", **names)
+    manifest, frame = build_rows(same_span_id_in_two_traces())
+    assert frame.sort("start")["reward"].to_list() == expected
+    assert manifest.counts["judgements_outside"] == outside

@@ -23,7 +23,7 @@ def kept(*spans: Span) -> tuple[str | None, list[int]]:
             "parent_span_id": "",
             "response_id": "chatcmpl-123",
             "has_content": True,
-            "output": [answer] if answer else [],
+            "answers": [answer] if answer else [],
             "own_served_version": version,
             "own_prompt_ids": [1] if tokens else [],
             "own_completion_ids": [tokens] if tokens else [],
@@ -35,7 +35,7 @@ def kept(*spans: Span) -> tuple[str | None, list[int]]:
         rows,
         schema_overrides={
             "own_served_version": pl.String,
-            "output": pl.List(pl.String),
+            "answers": pl.List(pl.String),
             "own_prompt_ids": pl.List(pl.Int32),
             "own_completion_ids": pl.List(pl.List(pl.Int32)),
             "own_logprobs": pl.List(pl.List(pl.Float64)),

@@ -1,7 +1,8 @@
 """Spans to transitions: reads `otel_traces` and `rewards`, writes a dataset."""
 
-from spanloop_trainer.transform.build import build, transform
+from spanloop_trainer.transform.build import build
 from spanloop_trainer.transform.credit import advantages
 from spanloop_trainer.transform.dataset import Manifest, load_dataset
+from spanloop_trainer.transform.pipeline import transform
 
 __all__ = ["Manifest", "advantages", "build", "load_dataset", "transform"]

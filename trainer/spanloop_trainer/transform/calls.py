@@ -1,11 +1,10 @@
-"""One row a model call: twins removed, the stamps of gateway and exporter merged in, status decided."""
+"""One row a model call: status decided, twins removed, the stamps of gateway and exporter merged in."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.messages import Messages, tools
 
 _STAMP = (
     "served_version", "prompt_version", "prompt_requested", "prompt_ids", "completion_ids", "logprobs",
@@ -25,7 +24,7 @@ def distinct_calls(calls: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
     with_content = calls.filter(pl.col("has_content"))
     funnel.lose("model call without recorded content", calls.height - with_content.height)
     ordered = with_content.sort(
-        pl.col("output").list.len() == 0, "start", "trace_id", "span_id"
+        pl.col("answers").list.len() == 0, "start", "trace_id", "span_id"
     )  # False sorts first: calls with an answer
     has_id = _share_own_stamps(ordered.filter(pl.col("response_id").is_not_null()))
     single = has_id.unique("response_id", keep="first", maintain_order=True)
@@ -120,23 +119,18 @@ def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) ->
     return merged.drop(drop).sort("row")
 
 
-def with_status(calls: pl.DataFrame, messages: Messages) -> pl.DataFrame:
-    """Decide `status`; add `tools_json`.
+def with_status(calls: pl.DataFrame) -> pl.DataFrame:
+    """Add `status`.
 
     A stream that was cut has status OK, no finish reason and no usage: `truncated`. A finish reason `length` is a whole
     action (the policy sampled every token of it) and stays `ok`; the column `finish_reason` tells.
     """
-    answered = messages.answers.group_by("row").agg(pl.col("finish").drop_nulls().len().alias("finished"))
-    calls = calls.join(answered, on="row", how="left").join(tools(calls), on=["flavour", "tools"], how="left")
-    no_finish = (pl.col("finished").fill_null(0) == 0) & (pl.col("finish_reasons").list.len() == 0)
-    invalid = (
-        pl.col("invalid")
-        | pl.col("row").is_in(messages.unreadable.implode())
-        | ((pl.col("tools") != "") & pl.col("tools_json").is_null())
-    )
+    answers = pl.col("answers")
+    finished = answers.list.eval(pl.element().struct.field("finish").is_not_null()).list.any()
+    no_finish = ~finished.fill_null(value=False) & (pl.col("finish_reasons").list.len() == 0)
     return calls.with_columns(
         pl.when(pl.col("failed") | pl.col("error_type").is_not_null()).then(pl.lit("error"))
-        .when(invalid).then(pl.lit("invalid"))
-        .when(pl.col("finished").is_null() | (no_finish & ~pl.col("has_usage"))).then(pl.lit("truncated"))
+        .when("invalid").then(pl.lit("invalid"))
+        .when((answers.list.len() == 0) | (no_finish & ~pl.col("has_usage"))).then(pl.lit("truncated"))
         .otherwise(pl.lit("ok")).alias("status")
-    ).sort("row")  # fmt: skip
+    )  # fmt: skip

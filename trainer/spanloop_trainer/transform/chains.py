@@ -10,35 +10,27 @@ from __future__ import annotations
 
 import polars as pl
 
-from spanloop_trainer.transform.messages import Messages
-
 _SCOPED = ["scope", "code"]
 
 
-def _parents(calls: pl.DataFrame, messages: Messages) -> pl.DataFrame:
+def _parents(calls: pl.DataFrame) -> pl.DataFrame:
     """`code` of prompt plus answer, for every answer of a call that may be continued."""
-    prompt = messages.prompts.group_by("row").agg(pl.col("code").sum().alias("prompt_code"))
     return (
-        messages.answers.join(prompt, on="row", how="left")
-        .with_columns((pl.col("prompt_code").fill_null(0) + pl.col("code")).alias("code"))
+        calls.filter(pl.col("status") == "ok").select("row", "start", "instance", "answers")
+        .explode("answers").unnest("answers")
         # n equal answers: the first stands for them.
         .sort("row", "choice").unique(["row", "code"], keep="first", maintain_order=True)
-        .join(calls.filter(pl.col("status") == "ok").select("row", "start", "instance"), on="row")
         .select("row", "choice", "start", "instance", "code")
     )  # fmt: skip
 
 
-def _children(calls: pl.DataFrame, messages: Messages) -> pl.DataFrame:
+def _children(calls: pl.DataFrame) -> pl.DataFrame:
     """`code` of every prefix that ends with an assistant message; `length` is that prefix's number of messages."""
     return (
-        messages.prompts.sort("row", "place")
-        .with_columns(pl.col("code").cum_sum().over("row"), (pl.col("place") + 1).alias("length"))
-        .filter(pl.col("role") == "assistant")
-        .join(
-            calls.filter(pl.col("status") != "invalid").select("row", "start", "instance", "status"), on="row"
-        )
+        calls.filter((pl.col("status") != "invalid") & (pl.col("prefixes").list.len() > 0))
+        .select("row", "start", "instance", "status", "prefixes").explode("prefixes").unnest("prefixes")
         .select("row", "length", "start", "instance", "status", "code")
-    )
+    )  # fmt: skip
 
 
 def _match(children: pl.DataFrame, parents: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -76,15 +68,18 @@ def _match(children: pl.DataFrame, parents: pl.DataFrame) -> tuple[pl.DataFrame,
     return links.select("row", "length", "status", "parent", "choice"), seen.select("row")
 
 
-def link_calls(calls: pl.DataFrame, messages: Messages) -> pl.DataFrame:
+def link_calls(calls: pl.DataFrame) -> pl.DataFrame:
     """Which call continues which.
+
+    Args:
+        calls: `row`, `start`, `instance`, `status`, `answers`, `prefixes`.
 
     Returns:
         `row` of the later call, `parent` (row of the call it continues), `choice` of the parent that was taken up,
         `length` (how many of its messages were there already), `status` of the later call. A parent is continued by at
         most one `ok` call: a second continuation is a fork and has no row here, so that no step counts twice.
     """
-    children, parents = _children(calls, messages), _parents(calls, messages)
+    children, parents = _children(calls), _parents(calls)
     # Calls of the same process first: equal conversations elsewhere must not be mixed in. Then anywhere, for a
     # conversation that moved to another replica.
     links, seen = _match(

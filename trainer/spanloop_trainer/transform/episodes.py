@@ -105,14 +105,11 @@ def assign_episodes(calls: pl.DataFrame, links: pl.DataFrame, ancestors: pl.Data
     return calls.with_columns(pl.int_range(0, pl.len(), dtype=pl.Int32).over("episode_id").alias("step"))
 
 
-def next_calls(calls: pl.DataFrame, links: pl.DataFrame, messages: pl.DataFrame) -> pl.DataFrame:
+def next_calls(calls: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
     """`row`, `taken` (choice that went on), `next_span_id`, `observation`, for every call.
 
     The next call is the one that continues this one's messages inside the episode, else the next in time; only the first
     shows what the environment answered.
-
-    Args:
-        messages: `Messages.prompts`.
     """
     episode = calls.select("row", "episode_id", "span_id")
     follows = (
@@ -123,12 +120,9 @@ def next_calls(calls: pl.DataFrame, links: pl.DataFrame, messages: pl.DataFrame)
         # A failed attempt and the one that worked continue the same call: the one that worked is its successor.
         .sort(pl.col("status") != "ok", "row").unique("parent", keep="first", maintain_order=True)
     )  # fmt: skip
-    added = (
-        messages.join(follows.select("row", "length", "parent"), on="row")
-        .filter(pl.col("place") >= pl.col("length"))
-        .sort("parent", "place")
-        .group_by("parent", maintain_order=True)
-        .agg(("[" + pl.col("chat").str.join(",") + "]").alias("observation"))
+    new = calls.select("row", "messages").join(follows.select("row", "length", "parent"), on="row")
+    added = new.filter(pl.col("length") < pl.col("messages").list.len()).select(
+        "parent", ("[" + pl.col("messages").list.slice("length").list.join(",") + "]").alias("observation")
     )
     chained = follows.select(
         pl.col("parent").alias("row"), pl.col("span_id").alias("chained"), pl.col("choice").alias("taken")

@@ -7,8 +7,7 @@ repeated ones with its square. So only distinct messages meet Python, and Polars
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import polars as pl
 
@@ -22,34 +21,132 @@ _MESSAGE = {
     "finish": pl.String,
     "tool_calls": pl.Int32,
 }
+ANSWER = pl.Struct(
+    {"choice": pl.Int32, "chat": pl.String, "text": pl.String, "finish": pl.String, "tool_calls": pl.Int32,
+     "code": pl.UInt64}
+)  # fmt: skip
+_NOTHING = (None,) * len(_MESSAGE)
+PREFIX = pl.Struct({"length": pl.Int32, "code": pl.UInt64})
 
 
-@dataclass(frozen=True)
-class Messages:
-    """Messages of all calls, one row each.
+def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
+    """Read the raw messages of calls: `flavour`, `input`, `output`, `input_verbatim`, `output_verbatim`, `tools`, `invalid`.
 
-    Attributes:
-        prompts: `row`, `place` (0, 1, …), `chat`, `role`, `text`, `code` (hash of what chains compare, with its place).
-        answers: `row`, `choice`, `place` (the length of the prompt), `chat`, `text`, `finish`, `tool_calls`, `code`.
-        unreadable: rows of calls with a message whose shape is unknown.
+    Returns:
+        The calls, in their order, without the raw columns, and with:
+
+        - `messages` (list of str): the prompt, a JSON object a message; null: none, or of an invalid call;
+        - `prefixes` (list of struct): `length` and `code` of every prefix of it that ends with an assistant's message. A code
+          says what chains compare: equal codes are equal messages in equal places;
+        - `prompt_code` (u64): of all of it;
+        - `answers` (list of struct): `choice`, `chat` (JSON), `text`, `finish`, `tool_calls` and `code`, which is that of the
+          prompt with this answer behind it; empty: none;
+        - `system_text`, `first_user` (str): text of the first message of the role;
+        - `tools_json` (str): OpenAI form; null: none, or it does not parse;
+        - `invalid` also where a message, an answer or a tool definition has a shape that is not known.
     """
+    calls = _reslice(_reslice(calls, "input"), "output").with_row_index("at")
+    known = flavours()
+    prompts = _read(calls, "input", {flavour.name: flavour.prompt for flavour in known})
+    answers = _read(calls, "output", {flavour.name: _several(flavour.answer) for flavour in known})
+    bad = pl.concat([frame.filter(pl.col("chat").is_null())["at"] for frame in (prompts, answers)]).unique()
+    calls = calls.join(_tools(calls), on=["flavour", "tools"], how="left", maintain_order="left")
+    whole = _prompts(prompts.filter(pl.col("chat").is_not_null()))
+    return (
+        calls.with_columns(
+            pl.col("invalid")
+            | pl.col("at").is_in(bad.implode())
+            | ((pl.col("tools") != "") & pl.col("tools_json").is_null())
+        )
+        .join(whole, on="at", how="left", maintain_order="left")
+        .join(
+            _answers(answers.filter(pl.col("chat").is_not_null()), whole),
+            on="at",
+            how="left",
+            maintain_order="left",
+        )
+        .with_columns(
+            pl.col("prompt_code").fill_null(0),
+            pl.col("prefixes").fill_null(pl.lit([], dtype=pl.List(PREFIX))),
+            pl.col("answers").fill_null(pl.lit([], dtype=pl.List(ANSWER))),
+        )
+        .drop("at", "input", "output", "input_verbatim", "output_verbatim", "tools")
+    )
 
-    prompts: pl.DataFrame
-    answers: pl.DataFrame
-    unreadable: pl.Series
+
+def _prompts(prompts: pl.DataFrame) -> pl.DataFrame:
+    """One row a call that has a prompt."""
+    role, text = pl.col("role"), pl.col("text")
+    return (
+        prompts.with_columns(pl.int_range(0, pl.len(), dtype=pl.Int32).over("at").alias("place"))
+        # The place is part of the code: a sum of codes then depends on the order of the messages.
+        .with_columns(pl.struct("place", "key").hash().cum_sum().over("at").alias("code"))
+        .group_by("at", maintain_order=True)
+        .agg(
+            pl.col("chat").alias("messages"),
+            pl.struct((pl.col("place") + 1).alias("length"), "code")
+            .filter(role == "assistant")
+            .alias("prefixes"),
+            pl.col("code").last().alias("prompt_code"),
+            text.filter(role.is_in(["system", "developer"])).first().alias("system_text"),
+            text.filter(role == "user").first().alias("first_user"),
+        )
+    )
 
 
-def _canonical(raw: pl.Series, read: Callable[[str], Message | None]) -> pl.DataFrame:
-    """`raw` and the fields of `Message`, for distinct raw messages; null `chat` where the shape is unknown."""
-    nothing = (None,) * len(_MESSAGE)
-    rows = [read(text) or nothing for text in raw.to_list()]
-    return pl.DataFrame(rows, schema=_MESSAGE, orient="row").with_columns(raw.alias("raw"))
+def _answers(answers: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
+    """One row a call that has an answer."""
+    before = prompts.select("at", pl.col("messages").list.len().cast(pl.Int32).alias("place"), "prompt_code")
+    return (
+        answers.join(before, on="at", how="left", maintain_order="left")
+        .with_columns(pl.col("place").fill_null(0), pl.col("prompt_code").fill_null(0))
+        .with_columns((pl.col("prompt_code") + pl.struct("place", "key").hash()).alias("code"))
+        .group_by("at", maintain_order=True)
+        .agg(pl.struct(list(ANSWER.to_schema())).alias("answers"))
+    )
+
+
+def _several(read: Callable[[str], Message | None]) -> Callable[[str], Sequence[Message] | None]:
+    def wrapped(raw: str) -> Sequence[Message] | None:
+        message = read(raw)
+        return None if message is None else (message,)
+
+    return wrapped
+
+
+def _read(
+    calls: pl.DataFrame, column: str, readers: dict[str, Callable[[str], Sequence[Message] | None]]
+) -> pl.DataFrame:
+    """`at`, `choice` (place of the raw message) and the fields of `Message`; null `chat` where the shape is unknown."""
+    raw = (
+        calls.filter(~pl.col("invalid") & (pl.col(column).list.len() > 0))
+        .select("at", "flavour", pl.col(column).alias("raw"))
+        .with_columns(pl.int_ranges(0, pl.col("raw").list.len(), dtype=pl.Int32).alias("choice"))
+        .explode("raw", "choice")
+    )
+    distinct = raw.select("flavour", "raw").unique(maintain_order=True).with_row_index("number")
+    rows: list[tuple[int | str | None, ...]] = []
+    for number, flavour, text in distinct.select("number", "flavour", "raw").iter_rows():
+        read = readers[flavour](text)
+        if read is None:
+            rows.append((number, *_NOTHING))
+        else:
+            rows += [(number, *message) for message in read]
+    table = pl.DataFrame(rows, schema={"number": pl.UInt32, **_MESSAGE}, orient="row")
+    table = table.with_columns(pl.col("key").hash())
+    return (
+        raw.join(distinct, on=["flavour", "raw"], how="left", maintain_order="left")
+        .select("at", "choice", "number")
+        .join(table, on="number", how="inner", maintain_order="left_right")
+        .drop("number")
+    )
 
 
 def _reslice(calls: pl.DataFrame, column: str) -> pl.DataFrame:
     """Slice again, keeping every digit, the few arrays that hold a number longer than 64 bits."""
     whole = f"{column}_verbatim"
-    long = calls.filter(pl.col(whole) != "").select("row", whole, column)
+    place = "place"
+    long = calls.with_row_index(place).filter(pl.col(whole) != "").select(place, whole, column)
     if long.is_empty():
         return calls
     sliced = []
@@ -57,66 +154,16 @@ def _reslice(calls: pl.DataFrame, column: str) -> pl.DataFrame:
         new = [json.dumps(message) for message in json.loads(text)] if old else []
         # The engine put the system instructions before the messages; they stay.
         sliced.append(old[: len(old) - len(new)] + new)
-    fixed = long.select("row", pl.Series("fixed", sliced, dtype=pl.List(pl.String)))
+    fixed = long.select(place, pl.Series("fixed", sliced, dtype=pl.List(pl.String)))
     return (
-        calls.join(fixed, on="row", how="left")
+        calls.with_row_index(place)
+        .join(fixed, on=place, how="left", maintain_order="left")
         .with_columns(pl.coalesce("fixed", column).alias(column))
-        .drop("fixed")
+        .drop("fixed", place)
     )
 
 
-def _exploded(calls: pl.DataFrame, column: str, place: str) -> pl.DataFrame:
-    return (
-        calls.filter(~pl.col("invalid"))
-        .select("row", "flavour", pl.col(column).alias("raw"))
-        .filter(pl.col("raw").list.len() > 0)
-        .with_columns(pl.int_ranges(0, pl.col("raw").list.len(), dtype=pl.Int32).alias(place))
-        .explode("raw", place)
-    )
-
-
-def read_messages(calls: pl.DataFrame) -> Messages:
-    """Read the messages of `calls` (columns `row`, `flavour`, `input`, `output`, `invalid`, …)."""
-    calls = _reslice(_reslice(calls, "input"), "output")
-    prompts = _exploded(calls, "input", "place")
-    answers = _exploded(calls, "output", "choice")
-    distinct = pl.concat([prompts.select("flavour", "raw"), answers.select("flavour", "raw")]).unique()
-    readers = {flavour.name: flavour.message for flavour in flavours()}
-    tables = [
-        _canonical(group["raw"], readers[str(name)]).with_columns(pl.lit(name).alias("flavour"))
-        for (name,), group in distinct.partition_by("flavour", as_dict=True).items()
-    ]
-    schema = {**_MESSAGE, "raw": pl.String, "flavour": pl.String}
-    table = pl.concat(tables) if tables else pl.DataFrame(schema=schema)
-    table = table.with_columns(pl.col("key").hash().alias("key"))
-    prompts = prompts.join(table, on=["flavour", "raw"], how="left", maintain_order="left").drop(
-        "raw", "flavour"
-    )
-    answers = answers.join(table, on=["flavour", "raw"], how="left", maintain_order="left").drop(
-        "raw", "flavour"
-    )
-    unreadable = pl.concat(
-        [prompts.filter(pl.col("chat").is_null())["row"], answers.filter(pl.col("chat").is_null())["row"]]
-    ).unique()
-    lengths = prompts.group_by("row").agg(pl.len().cast(pl.Int32).alias("place"))
-    answers = answers.join(lengths, on="row", how="left").with_columns(pl.col("place").fill_null(0))
-    # The place is part of the code: a sum of codes then depends on the order of the messages.
-    code = pl.struct("place", "key").hash().alias("code")
-    return Messages(
-        prompts.with_columns(code).drop("key"), answers.with_columns(code).drop("key"), unreadable
-    )
-
-
-def states(messages: Messages) -> pl.DataFrame:
-    """`row`, `state` (JSON array), `system_text` and `first_user` (text of the first message of that role)."""
-    return messages.prompts.sort("row", "place").group_by("row", maintain_order=True).agg(
-        ("[" + pl.col("chat").str.join(",") + "]").alias("state"),
-        pl.col("text").filter(pl.col("role").is_in(["system", "developer"])).first().alias("system_text"),
-        pl.col("text").filter(pl.col("role") == "user").first().alias("first_user"),
-    )  # fmt: skip
-
-
-def tools(calls: pl.DataFrame) -> pl.DataFrame:
+def _tools(calls: pl.DataFrame) -> pl.DataFrame:
     """`flavour`, `tools` and `tools_json` for every distinct tool list; null where it does not parse."""
     distinct = calls.filter(pl.col("tools") != "").select("flavour", "tools").unique()
     readers = {flavour.name: flavour.tools for flavour in flavours()}

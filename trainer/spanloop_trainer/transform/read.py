@@ -26,11 +26,14 @@ class Window:
     Attributes:
         since, until: half-open interval of span starts; None means open. Naive times are UTC.
         services: `service.name` of the agents; empty means all.
+        shard, shards: only traces whose `cityHash64(TraceId)` modulo `shards` is `shard`.
     """
 
     since: datetime | None = None
     until: datetime | None = None
     services: tuple[str, ...] = ()
+    shard: int = 0
+    shards: int = 1
 
     def parameters(self) -> dict[str, Any]:
         """Query parameters; times in nanoseconds since 1970."""
@@ -38,6 +41,8 @@ class Window:
             "since": 0 if self.since is None else _nanoseconds(self.since),
             "until": END_OF_TIME_NS if self.until is None else _nanoseconds(self.until),
             "services": list(self.services),
+            "shard": self.shard,
+            "shards": self.shards,
         }
 
     def __str__(self) -> str:
@@ -66,9 +71,12 @@ class Spans:
     ]  # in the window: spans, gateway, model_calls; rows_again: of spans that were there already
 
 
-def _sql(name: str, recognise: str = "0", columns: str = "") -> str:
+def _sql(name: str, **parts: str) -> str:
+    """A query, with SQL in the places of its comments."""
     text = resources.files("spanloop_trainer.transform").joinpath("sql", name).read_text()
-    return text.replace("/* recognise */", recognise).replace("/* columns */", columns)
+    for place, sql in parts.items():
+        text = text.replace(f"/* {place} */", sql)
+    return text
 
 
 def _once(frame: pl.DataFrame) -> pl.DataFrame:
@@ -105,11 +113,20 @@ def _no_answer(error: ClickHouseError) -> StoreUnavailable:
     )
 
 
+def _recognise(flavour: Flavour, earlier: Sequence[Flavour]) -> str:
+    return " AND NOT ".join([f"({flavour.recognise})", *(f"({other.recognise})" for other in earlier)])
+
+
 def _calls(
     client: Any, flavour: Flavour, earlier: Sequence[Flavour], parameters: dict[str, Any]
 ) -> pl.DataFrame:
-    recognise = " AND NOT ".join([f"({flavour.recognise})", *(f"({other.recognise})" for other in earlier)])
-    frame = _once(_frame(client, _sql("calls.sql", recognise, flavour.columns), parameters))
+    sql = _sql(
+        "calls.sql",
+        recognise=_recognise(flavour, earlier),
+        columns=flavour.select_list(),
+        joined=flavour.joined,
+    )
+    frame = _once(_frame(client, sql, parameters))
     flags = ("failed", "has_usage", "has_content", "invalid")
     return frame.with_columns(
         pl.lit(flavour.name).alias("flavour"),
@@ -140,8 +157,20 @@ def read_spans(client: Any, window: Window) -> Spans:
         raise _no_answer(error) from error
     known = flavours()
     anyone = " OR ".join(f"({flavour.recognise})" for flavour in known)
+    own = [_recognise(flavour, known[:place]) for place, flavour in enumerate(known)]
+    counted = _frame(
+        client,
+        _sql("counts.sql", recognise=anyone, flavours=", ".join(f"countIf({sql})" for sql in own)),
+        {**parameters, "erased": erased},
+    ).row(0, named=True)
+    # A convention that nobody used costs no query; the first is asked for the columns' sake.
+    rows = counted.pop("by_flavour")
     calls = pl.concat(
-        [_calls(client, flavour, known[:place], parameters) for place, flavour in enumerate(known)],
+        [
+            _calls(client, flavour, known[:place], parameters)
+            for place, flavour in enumerate(known)
+            if rows[place] or place == 0
+        ],
         how="diagonal_relaxed",
     )
     gateway = _once(_frame(client, _sql("gateway.sql"), parameters)).with_columns(
@@ -149,16 +178,19 @@ def read_spans(client: Any, window: Window) -> Spans:
         pl.col("in_window").cast(pl.Boolean),
         pl.col("response_id", "served_version", "prompt_version", "prompt_requested").replace("", None),
     )
-    ancestors = _once(_frame(client, _sql("ancestors.sql", anyone), parameters)).with_columns(
+    ancestors = _once(_frame(client, _sql("ancestors.sql", recognise=anyone), parameters)).with_columns(
         pl.col("is_agent").cast(pl.Boolean), pl.col("agent_name", "agent_session").replace("", None)
     )
     if erased:
         calls, gateway, ancestors = (
             frame.filter(~pl.col("trace_id").is_in(erased)) for frame in (calls, gateway, ancestors)
         )
-    counts = _frame(client, _sql("counts.sql", anyone), {**parameters, "erased": erased}).row(0, named=True)
     return Spans(
-        calls, gateway, ancestors, _frame(client, _sql("rewards.sql")), {k: int(v) for k, v in counts.items()}
+        calls,
+        gateway,
+        ancestors,
+        _frame(client, _sql("rewards.sql")),
+        {k: int(v) for k, v in counted.items()},
     )
 
 

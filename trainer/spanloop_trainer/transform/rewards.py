@@ -71,21 +71,26 @@ def name_answers(judgements: pl.DataFrame, calls: pl.DataFrame, gateway: pl.Data
     """Give a judgement of a span the id of the answer that the span reports.
 
     One call may be reported by several spans, the gateway's among them, of which a dataset keeps one: a judgement of any of
-    them is of the call.
+    them is of the call. One that names a span alone gets its trace as well, if just one trace has such a span.
 
     Args:
         judgements: rows of table `rewards`.
         calls, gateway: all of them, with `trace_id`, `span_id` and `response_id`.
     """
     columns = ("trace_id", "span_id", pl.col("response_id").alias("known"))
-    known = pl.concat([calls.select(columns), gateway.select(columns)]).filter(pl.col("known").is_not_null())
-    # A span id is unique in its trace; judgements often name it alone.
-    known = known.sort("trace_id", "known").unique("span_id", keep="none", maintain_order=True)
+    spans = pl.concat([calls.select(columns), gateway.select(columns)])
+    # A span id is unique in its trace, and no further; judgements often name it alone.
+    of_spans = spans.select(pl.col("trace_id").alias("its_trace"), "span_id").unique()
+    of_spans = of_spans.unique("span_id", keep="none")
+    known = spans.filter(pl.col("known").is_not_null()).unique(["trace_id", "span_id"], keep="none")
+    alone = (pl.col("trace_id") == "") & pl.col("its_trace").is_not_null()
     named = (pl.col("response_id") == "") & pl.col("known").is_not_null()
     return (
-        judgements.join(known.select("span_id", "known"), on="span_id", how="left", maintain_order="left")
+        judgements.join(of_spans, on="span_id", how="left", maintain_order="left")
+        .with_columns(pl.when(alone).then("its_trace").otherwise("trace_id").alias("trace_id"))
+        .join(known, on=["trace_id", "span_id"], how="left", maintain_order="left")
         .with_columns(pl.when(named).then("known").otherwise("response_id").alias("response_id"))
-        .drop("known")
+        .drop("its_trace", "known")
     )
 
 
@@ -106,9 +111,9 @@ def address(
     """
     open_ = judgements.with_row_index("judgement")
     found = []
-    for column in ("response_id", "span_id"):
-        named = open_.filter(pl.col(column) != "")
-        hit = named.join(calls.select("row", column), on=column, how="inner")
+    for key in (["response_id"], ["trace_id", "span_id"]):
+        named = open_.filter(pl.col(key[-1]) != "")
+        hit = named.join(calls.select("row", *key), on=key, how="inner")
         found.append(hit.select("judgement", "row", *_PART))
         open_ = open_.join(hit, on="judgement", how="anti")
     of_calls = pl.concat(found).drop("judgement")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib import resources
 from typing import Any
 
 import orjson
@@ -19,6 +18,20 @@ RECOGNISE = """
     SpanAttributes['gen_ai.operation.name'] IN ('chat', 'text_completion', 'generate_content')
     AND NOT mapContains(SpanAttributes, 'gen_ai.prompt.0.role')
     AND SpanAttributes['openinference.span.kind'] = ''
+"""
+
+COLUMNS = """
+    SpanAttributes['gen_ai.input.messages'] AS _input,
+    SpanAttributes['gen_ai.output.messages'] AS _output,
+    SpanAttributes['gen_ai.system_instructions'] AS _instructions,
+    (startsWith(_instructions, '[') AND isValidJSON(_instructions)) AS _instructions_are_parts,
+    if(_instructions = '', [], [concat('{"role":"system","parts":', if(_instructions_are_parts, _instructions,
+        concat('[{"type":"text","content":', toJSONString(_instructions), '}]')), '}')]) AS _system,
+    arrayConcat(_system, JSONExtractArrayRaw(_input)) AS input,
+    JSONExtractArrayRaw(_output) AS output,
+    _input != '' AS has_content,
+    ((_input != '' AND NOT isValidJSON(_input)) OR (_output != '' AND NOT isValidJSON(_output))
+        OR (tools != '' AND NOT isValidJSON(tools))) AS invalid
 """
 
 
@@ -63,8 +76,10 @@ def _content(parts: list[dict[str, Any]]) -> tuple[str, str | None]:
     return dump(rendered), "".join(texts)
 
 
-def message(raw: str) -> Message | None:
+def messages(raw: str) -> list[Message] | None:
     """One recorded message (`{"role", "parts", "finish_reason"?}`) in OpenAI chat form; None: another shape.
+
+    One with several tool results makes one message a result.
 
     Empty text is dropped and an assistant's `content` is null beside tool calls: streaming and plain recordings of one
     answer must compare equal to the same answer sent back as history.
@@ -92,8 +107,7 @@ def message(raw: str) -> Message | None:
         else:
             content.append(part)
     if results:
-        chat = ",".join(text for text, _ in results)
-        return Message(chat, chat, "tool", results[0][1], None, 0)
+        return [Message(chat, chat, "tool", text) for chat, text in results]
     if content:
         body, text = _content(content)
     else:
@@ -102,7 +116,15 @@ def message(raw: str) -> Message | None:
     if calls:
         key += f', "tool_calls": [{", ".join(calls)}]'
     thought = f', "reasoning_content": {_string("".join(reasoning))}' if reasoning else ""
-    return Message(f"{key}{thought}}}", key + "}", role, text, value.get("finish_reason") or None, len(calls))
+    return [
+        Message(f"{key}{thought}}}", key + "}", role, text, value.get("finish_reason") or None, len(calls))
+    ]
+
+
+def answer(raw: str) -> Message | None:
+    """One recorded answer: one message."""
+    read = messages(raw)
+    return read[0] if read is not None and len(read) == 1 else None
 
 
 def tools(raw: str) -> str | None:
@@ -127,7 +149,14 @@ def tools(raw: str) -> str | None:
 GEN_AI = Flavour(
     name="gen_ai",
     recognise=RECOGNISE,
-    columns=resources.files(__package__).joinpath("gen_ai.sql").read_text(),
-    message=message,
+    columns=COLUMNS,
+    prompt=messages,
+    answer=answer,
     tools=tools,
+    facts={
+        "tools": "SpanAttributes['gen_ai.tool.definitions']",
+        # The engine's JSON reader turns integers above 64 bits into text: such arrays are sliced without it.
+        "input_verbatim": "if(match(_input, '[0-9]{20}'), _input, '')",
+        "output_verbatim": "if(match(_output, '[0-9]{20}'), _output, '')",
+    },
 )

@@ -16,4 +16,5 @@ WHERE TraceId IN (
       AND ParentSpanId != ''
       AND SpanAttributes['spanloop.gateway'] != 'true'
       AND (empty({services:Array(String)}) OR has({services:Array(String)}, toString(ServiceName)))
+      AND cityHash64(TraceId) % {shards:UInt64} = {shard:UInt64}
       AND (/* recognise */))

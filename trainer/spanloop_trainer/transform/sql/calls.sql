@@ -1,5 +1,7 @@
--- Model calls of one flavour; its own SQL takes the places of the two comments below.
--- The JSON arrays are sliced by the engine; nothing else of a span leaves the store.
+-- Model calls of one flavour; its own SQL takes the places of the comments below.
+-- The JSON arrays are sliced by the engine; nothing else of a span leaves the store, and no name that begins with an underscore.
+SELECT COLUMNS('^[^_]') FROM
+(
 SELECT
     TraceId AS trace_id,
     SpanId AS span_id,
@@ -20,29 +22,19 @@ SELECT
     multiIf(
         SpanAttributes['spanloop.task.id'] != '', SpanAttributes['spanloop.task.id'],
         ResourceAttributes['spanloop.task.id']) AS explicit_task,
-    multiIf(
-        SpanAttributes['gen_ai.agent.name'] != '', SpanAttributes['gen_ai.agent.name'],
-        SpanAttributes['traceloop.association.properties.lc_agent_name']) AS span_agent,
     toString(StatusCode) = 'Error' AS failed,
     if(SpanAttributes['error.type'] != '', SpanAttributes['error.type'], if(failed, StatusMessage, '')) AS error_type,
-    SpanAttributes['gen_ai.request.model'] AS request_model,
-    SpanAttributes['gen_ai.response.model'] AS response_model,
-    SpanAttributes['gen_ai.response.id'] AS response_id,
-    toFloat64OrNull(SpanAttributes['gen_ai.request.temperature']) AS temperature,
-    toFloat64OrNull(SpanAttributes['gen_ai.request.top_p']) AS top_p,
-    toInt64OrNull(SpanAttributes['gen_ai.request.max_tokens']) AS max_tokens,
-    toInt64OrNull(SpanAttributes['gen_ai.request.seed']) AS seed,
-    (SpanAttributes['gen_ai.usage.output_tokens'] != '' OR SpanAttributes['gen_ai.usage.completion_tokens'] != '') AS has_usage,
-    JSONExtract(SpanAttributes['gen_ai.response.finish_reasons'], 'Array(String)') AS finish_reasons,
     -- What the exporter recorded inside the agent, where the server named it: the gateway's stamps by the same names.
     SpanAttributes['spanloop.model.version'] AS own_served_version,
     JSONExtract(SpanAttributes['spanloop.prompt_token_ids'], 'Array(Int32)') AS own_prompt_ids,
     JSONExtract(SpanAttributes['spanloop.completion_token_ids'], 'Array(Array(Int32))') AS own_completion_ids,
     JSONExtract(SpanAttributes['spanloop.completion_logprobs'], 'Array(Array(Float64))') AS own_logprobs,
     /* columns */
-FROM otel_traces
+FROM otel_traces /* joined */
 WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64})
   AND Timestamp < fromUnixTimestamp64Nano({until:Int64})
   AND (empty({services:Array(String)}) OR has({services:Array(String)}, toString(ServiceName)))
   AND SpanAttributes['spanloop.gateway'] != 'true'
   AND (/* recognise */)
+  AND cityHash64(TraceId) % {shards:UInt64} = {shard:UInt64}
+)

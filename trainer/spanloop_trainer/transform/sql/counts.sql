@@ -9,10 +9,12 @@ SELECT
         SpanAttributes['gen_ai.operation.name'] IN ('chat', 'text_completion', 'generate_content')
         OR SpanAttributes['llm.request.type'] IN ('chat', 'completion')
         OR SpanAttributes['openinference.span.kind'] = 'LLM'
-        OR (/* recognise */))) AS model_calls
+        OR (/* recognise */))) AS model_calls,
+    [/* flavours */] AS by_flavour
 FROM otel_traces
 WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64})
   AND Timestamp < fromUnixTimestamp64Nano({until:Int64})
   AND NOT has({erased:Array(String)}, TraceId)
   AND (empty({services:Array(String)}) OR has({services:Array(String)}, toString(ServiceName))
        OR SpanAttributes['spanloop.gateway'] = 'true')
+  AND cityHash64(TraceId) % {shards:UInt64} = {shard:UInt64}

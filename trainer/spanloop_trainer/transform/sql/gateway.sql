@@ -23,3 +23,4 @@ WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64})
   AND SpanAttributes['spanloop.gateway'] = 'true'
   -- An embedding is no call of an agent's policy.
   AND SpanAttributes['gen_ai.operation.name'] != 'embeddings'
+  AND cityHash64(TraceId) % {shards:UInt64} = {shard:UInt64}
