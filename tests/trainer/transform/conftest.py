@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 from clickhouse_connect.driver.client import Client
+from tests.helpers.stores import laid
 
 from spanloop_store import connect
 from spanloop_trainer.config import Config
@@ -126,7 +127,7 @@ def insert(client: Client, rows: Sequence[Row]) -> None:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    opened = connect(f"chdb://{tmp_path}/store")
+    opened = connect(laid(tmp_path / "store"))
     yield opened
     opened.close()
 
