@@ -12,7 +12,8 @@ from itertools import count
 from typing import Any
 
 from spanloop_collector.gateway.prompts import Book, Prompts
-from spanloop_collector.gateway.prompts.learning import Caller, Learner
+from spanloop_collector.gateway.prompts.known import Caller
+from spanloop_collector.gateway.prompts.learning import Learner
 from spanloop_collector.gateway.versions import Snapshot
 from spanloop_store.prompts import PromptVersion
 

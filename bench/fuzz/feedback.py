@@ -23,7 +23,7 @@ class FeedbackTarget(Described):
 
     def open_statuses(self, sent: Sent) -> tuple[int, ...]:  # noqa: ARG002  # the same for all
         """The collector of these runs asks for no token: who has one or not is told the same."""
-        return (200, 207, 400, 413, 415, 422)
+        return (200, 207, 400, 413, 415, 417, 422)
 
     def judge(self, sent: Sent, reply: Reply, trace_id: str, shown: str) -> None:  # noqa: ARG002  # there are no traces
         """Exact in both directions: what the document allows is taken, what it does not is refused with the field named."""
@@ -32,7 +32,7 @@ class FeedbackTarget(Described):
         if sent.plain and not sent.fits and not key and not _at_the_edge(sent.case.body):
             assert reply.status != 200, f"took what its document does not allow: {shown}"
         if not reply.body or reply.headers.get("content-type", "").partition(";")[0] != "application/json":
-            assert reply.status in (0, 400, 404, 405), f"an answer of another form: {shown}"
+            assert reply.status in (0, 400, 404, 405, 417), f"an answer of another form: {shown}"
             return
         said = json.loads(reply.body)
         items: list[dict[str, Any]] = said.get("items", [said])

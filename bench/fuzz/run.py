@@ -146,26 +146,13 @@ class _Tally:
 
 
 def _drawn(target: _Target, n: int, seed: int) -> None:
-    import hypothesis
+    from bench.fuzz.drawn import check_drawn
 
     tally = _Tally(target, n)
     chunk = 0
     while tally.requests < n:
         chunk += 1
-
-        @hypothesis.seed(seed * 1_000_003 + chunk)
-        @hypothesis.settings(
-            max_examples=min(_CHUNK, n - tally.requests),
-            deadline=None,
-            database=None,
-            phases=[hypothesis.Phase.generate],
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )
-        @hypothesis.given(target.draw)
-        def run(case: Any) -> None:
-            tally.one(case)
-
-        run()
+        check_drawn(target.draw, tally.one, min(_CHUNK, n - tally.requests), seed * 1_000_003 + chunk)
     tally.report()
 
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "Compare two model versions on held-out tasks.",
     "promote": "Move an alias to a version that won its evaluation.",
     "prompt": "Show system prompts, write better ones, have the gateway send them.",
-    "status": "Show store, versions, aliases and the audit trail.",
+    "status": "Show store, model versions, aliases, the last datasets and runs.",
     "erase": "Take a trace, session or user out, everywhere, saying where it was.",
     "audit": "Show who erased, exported, promoted or used the admin token.",
     "store": "Look after the store: back up, restore, retention, cluster schema.",

@@ -81,8 +81,11 @@ class Moment(click.ParamType[datetime]):
         """The moment in UTC, or click's usage error."""
         if isinstance(value, datetime):
             return value
-        if value[:-1].isdigit() and value[-1] in _AGES:
-            return datetime.now(UTC) - timedelta(**{_AGES[value[-1]]: int(value[:-1])})
+        if value[:-1].isdecimal() and value[-1] in _AGES:
+            try:
+                return datetime.now(UTC) - timedelta(**{_AGES[value[-1]]: int(value[:-1])})
+            except OverflowError:
+                self.fail(f"{value!r} is longer ago than there are dates", param, ctx)
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:

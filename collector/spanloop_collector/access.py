@@ -99,7 +99,9 @@ class Access:
             ListenError: it is reachable from other machines and there is no `SPANLOOP_TOKEN`.
         """
         write = token_for(host, tokens.write)
-        return cls(write, None if is_loopback(host) else tokens.read, tokens.admin, local)
+        # Nothing is open to a network: without a token for those who look, it is the other one, as at the gateway.
+        read = None if is_loopback(host) else tokens.read or write
+        return cls(write, read, tokens.admin, local)
 
     def may_send(self, authorization: str | None) -> bool:
         """Whether the bearer of this header may send spans, logs and feedback."""

@@ -116,7 +116,10 @@ def erase_from(
         files, _ = _in_quarantine(place, wanted)
         lineage = trace_lineage(client, subject, found.traces, first=found.first, reads_files=place.embedded)
         left: tuple[str, ...] = ()
-        notes = found.notes
+        notes = found.notes + tuple(
+            f"prompt {hit.id} stays: {hit.why}; look with `spanloop prompt show {hit.id}`, and delete its row of `resources`"
+            for hit in lineage.prompts
+        )
         if not dry_run:
             audit.record(client, "erase", str(subject), _told(found, files, lineage), who)
             erase.mark(client, found, who)
@@ -156,6 +159,7 @@ def _told(found: erase.Found, files: list[FileHit], lineage: Lineage) -> dict[st
         "files": len(files),
         "datasets": [dataset.id for dataset in lineage.datasets],
         "models": [model.id for model in lineage.models],
+        "prompts": [prompt.id for prompt in lineage.prompts],
     }
 
 
@@ -204,12 +208,9 @@ class Eraser:
     def sweep(self) -> dict[str, int]:
         """Removes what arrived late; rows by table."""
         with contextlib.closing(self._place.open_client()) as client:
-            rows = erase.sweep(client)
-            if rows:
-                log.info("removed what arrived late for erased ids: %s", rows)
-                audit.record(
-                    client, "erase", "late arrivals", {"rows": rows}, f"collector@{socket.gethostname()}"
-                )
+            rows = erase.sweep(client, f"collector@{socket.gethostname()}")
+        if rows:
+            log.info("removed what arrived late for erased ids: %s", rows)
         return rows
 
     async def answer(self, request: web.Request) -> web.Response:

@@ -232,7 +232,9 @@ class _Receiver:
     async def prometheus(self, request: web.Request) -> web.Response:
         if not shows_token(request.headers.get("Authorization"), self._read_token):
             return web.json_response(
-                {"error": "metrics need the bearer token SPANLOOP_READ_TOKEN"},
+                {
+                    "error": "metrics need the bearer token SPANLOOP_READ_TOKEN, or SPANLOOP_TOKEN where that is not set"
+                },
                 status=401,
                 headers={"WWW-Authenticate": "Bearer"},
             )

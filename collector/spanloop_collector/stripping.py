@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,14 @@ from google.protobuf.message import DecodeError
 
 from spanloop_exporter.files import FileLock, write_private
 from spanloop_exporter.spooling.bounds import REASON_SUFFIX, refused_in
-from spanloop_exporter.spooling.runs import SpoolFile, arrived_of, segments_in, take_run, with_arrived
-from spanloop_store.disk import sync_folder
+from spanloop_exporter.spooling.runs import SpoolFile, arrived_of, segments_in, take_run
+from spanloop_store.disk import sync_folder, write_synced
 from spanloop_store.otlp.frames import SEGMENT_SUFFIX, frame, frames
-from spanloop_store.otlp.signals import Signal, message_type
-from spanloop_store.subjects import ATTRIBUTES, Subject
+from spanloop_store.otlp.signals import Signal, item_groups, keep_only, message_type
+from spanloop_store.otlp.values import as_text
+from spanloop_store.subjects import ATTRIBUTES, FIELDS, PLAIN, Subject
 
 _REASON: Final = "what was said of it was erased with some of its content\n"
-_PLAIN: Final = (
-    6  # characters of an id from which on bytes that hold it, and cannot be read, are taken for its
-)
 
 
 @dataclass(frozen=True)
@@ -55,20 +53,31 @@ class Wanted:
     def __contains__(self, item: tuple[bytes, Any, Any]) -> bool:
         """Whether an item (its trace id, its attributes, its resource's) is of it."""
         trace, attributes, resource = item
-        if trace.hex() in self.traces:
-            return True
-        keys = ATTRIBUTES.get(self.subject.kind, ())
-        return any(
-            pair.key in keys and pair.value.string_value in self.subject.ids
-            for group in (attributes, resource)
-            for pair in group
+        return trace.hex() in self.traces or any(
+            self._names(pair.key, pair.value) for group in (attributes, resource) for pair in group
+        )
+
+    def _names(self, key: str, value: Any) -> bool:
+        """Whether an attribute names the session or user, by its text, as the tables have it."""
+        kind = self.subject.kind
+        if key in ATTRIBUTES.get(kind, ()):
+            return as_text(value) in self.subject.ids
+        fields = [field for attribute, field in FIELDS.get(kind, ()) if attribute == key]
+        if not fields:
+            return False
+        try:
+            document = json.loads(as_text(value))
+        except ValueError:
+            return False
+        return isinstance(document, dict) and any(
+            isinstance(found := document.get(field), str) and found in self.subject.ids for field in fields
         )
 
     def in_bytes(self, data: bytes) -> bool:
         """Whether bytes that nothing can read hold an id of it."""
         ids = [bytes.fromhex(trace) for trace in self.traces] + [trace.encode() for trace in self.traces]
         if self.subject.kind != "trace":
-            ids += [plain.encode() for plain in self.subject.ids if len(plain) >= _PLAIN]
+            ids += [plain.encode() for plain in self.subject.ids if len(plain) >= PLAIN]
         return any(id in data for id in ids)
 
 
@@ -96,7 +105,7 @@ def strip(signal: Signal, payload: bytes, wanted: Wanted) -> Stripped:
     request = message_type(signal).FromString(payload)
     traces: set[str] = set()
     removed = left = 0
-    for resource, items in _groups(signal, request):
+    for resource, items in item_groups(signal, request):
         keep = []
         for item in items:
             if (item.trace_id, item.attributes, resource) in wanted:
@@ -106,24 +115,11 @@ def strip(signal: Signal, payload: bytes, wanted: Wanted) -> Stripped:
             else:
                 keep.append(item)
         if len(keep) < len(items):
-            keep = [type(item).FromString(item.SerializeToString()) for item in keep]
-            del items[:]
-            items.extend(keep)
+            keep_only(items, keep)
         left += len(keep)
     if not removed:
         return Stripped(payload, 0, traces)
     return Stripped(request.SerializeToString() if left else b"", removed, traces)
-
-
-def _groups(signal: Signal, request: Any) -> Iterator[tuple[Any, Any]]:
-    if signal is Signal.TRACES:
-        for group in request.resource_spans:
-            for scope in group.scope_spans:
-                yield group.resource.attributes, scope.spans
-        return
-    for group in request.resource_logs:
-        for scope in group.scope_logs:
-            yield group.resource.attributes, scope.log_records
 
 
 def in_quarantine(folder: Path, wanted: Wanted, *, change: bool) -> tuple[list[FileHit], set[str]]:
@@ -141,19 +137,18 @@ def in_quarantine(folder: Path, wanted: Wanted, *, change: bool) -> tuple[list[F
                 data = path.read_bytes()
             except FileNotFoundError:
                 continue
-            reason = path.with_name(path.name.removesuffix(SEGMENT_SUFFIX) + REASON_SUFFIX)
             done = _strip_payload(path, data, wanted)
             if done is None:
                 if wanted.in_bytes(data):
                     hits.append(FileHit(str(path), 0))
                     if change:
-                        _replace(path, b"", reason)
+                        _replace(path, b"")
                 continue
             if done.removed:
                 hits.append(FileHit(str(path), done.removed))
                 traces |= done.traces
                 if change:
-                    _replace(path, done.payload, reason)
+                    _replace(path, done.payload)
     return hits, traces
 
 
@@ -220,7 +215,7 @@ def _segment(signal: Signal, path: Path, wanted: Wanted, *, change: bool) -> Str
         return total
     arrived = arrived_of(path)
     kept: list[bytes] = []
-    still_arrived = 0
+    open_bytes = 0  # that the target does not have yet
     for item in frames(data):
         payload = bytes(item.payload)
         try:
@@ -229,30 +224,31 @@ def _segment(signal: Signal, path: Path, wanted: Wanted, *, change: bool) -> Str
             done = Stripped(b"", 1, set()) if wanted.in_bytes(payload) else Stripped(payload, 0, set())
         total.removed += done.removed
         total.traces |= done.traces
-        if done.payload:
+        if item.end <= arrived:
+            # It is never read again, and as long as it was: the name of the file says where to go on, and a new name beside
+            # a new content would be two steps between which this may be killed.
+            kept.append(frame(bytes(len(payload)) if done.removed else payload))
+        elif done.payload:
             kept.append(frame(done.payload))
-            still_arrived += len(kept[-1]) if item.end <= arrived else 0
+            open_bytes += len(kept[-1])
     if total.removed and change:
-        rest = b"".join(kept) if sum(map(len, kept)) > still_arrived else b""
-        _replace(path, rest, Path(f"{path}{REASON_SUFFIX}"))
-        if rest and arrived:
-            path.rename(with_arrived(path, still_arrived))
+        _replace(path, b"".join(kept) if open_bytes else b"")
     return total
 
 
-def _replace(path: Path, data: bytes, reason: Path) -> None:
-    """Puts other bytes in a file's place, or deletes it, so that a crash leaves the one or the other."""
+def _replace(path: Path, data: bytes) -> None:
+    """Puts other bytes in a file's place, or deletes it, so that a crash leaves the one or the other.
+
+    What was said of it goes first: it may quote the content, and is not looked for again once the content is gone.
+    """
+    reason = Path(f"{path}{REASON_SUFFIX}")
+    if reason.exists():
+        write_private(reason, _REASON.encode() if data else b"")
     if data:
         temporary = path.with_name(f".{path.name}.erasing")
-        write_private(temporary, data)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_private(temporary, b"")
+        write_synced(temporary, data)
         temporary.replace(path)
-        if reason.exists():
-            write_private(reason, _REASON.encode())
     else:
         path.unlink(missing_ok=True)
         reason.unlink(missing_ok=True)

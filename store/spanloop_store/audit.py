@@ -25,7 +25,7 @@ SELECT time, who, action, subject, details FROM
 (
     SELECT time, who, toString(action) AS action, subject, details FROM audit
     UNION ALL
-    SELECT time, who, toString(action) AS action, concat(name, '@', toString(version), ' as ', alias) AS subject,
+    SELECT time, who, toString(action) AS action, concat(name, if(version = 0, ' (no version)', concat('@', toString(version))), ' as ', alias) AS subject,
         toJSONString(map('kind', toString(kind), 'why', why, 'evaluation', evaluation_id, 'dataset', dataset_id)) AS details
     FROM promotions
 )
@@ -42,7 +42,7 @@ class Entry:
     Args:
         time: UTC.
         who: USER@HOST of a command; of a request the user and the address that it came from.
-        action: erase, backup, restore, build, query, pause, resume; promote, reject, rollback, point.
+        action: erase, retention, backup, restore, build, query, pause, resume; promote, reject, rollback, point.
         subject: what it was done to.
         details: whatever else was recorded.
     """

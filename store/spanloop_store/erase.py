@@ -6,53 +6,28 @@ finished by the next one, and what arrives late for an erased id is known: `buil
 
 from __future__ import annotations
 
-import logging
-import re
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from spanloop_store import subjects
+from spanloop_store import audit, matching, subjects
 from spanloop_store.errors import EraseError
+from spanloop_store.matching import COLUMNS, RESPONSE, Response, chunks, loose, utc
 from spanloop_store.otlp.queries import quote
+from spanloop_store.purging import drop_detached, heal, purge
 from spanloop_store.subjects import Subject
-from spanloop_store.tables import Table, holder, quote_name, read_tables
+from spanloop_store.tables import Table, quote_name, read_tables
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
-log = logging.getLogger(__name__)
-
 # The order in which rows go: what leads to others goes last, so that a run that was killed can be repeated.
 TABLES: Final = ("rewards", "otel_logs", "otel_traces_trace_id_ts", "otel_traces")
-CHUNK: Final = 1000  # ids in a query: they travel in its URL
 # Two instrumentations report a call within its own time; the gateway's span begins after the agent's.
 _COPY_MARGIN: Final = timedelta(minutes=10)
-# An agent's span, the gateway's and a second instrumentor's have one response id. One that more traces share is no id: a
-# stand-in for a model server may give the same to every call.
-_MOST_COPIES: Final = 4
 _BEGIN: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _END: Final = datetime(2200, 1, 1, tzinfo=UTC)
-_PURGE_S: Final = 20.0
-_PURGE_PAUSE_S: Final = 0.2
-_RESPONSE: Final = "SpanAttributes['gen_ai.response.id']"
-_TRACE_COLUMN: Final = {
-    "rewards": "trace_id",
-    "otel_logs": "TraceId",
-    "otel_traces_trace_id_ts": "TraceId",
-    "otel_traces": "TraceId",
-}
-
-
-@dataclass(frozen=True)
-class Response:
-    """A model's answer in an erased trace."""
-
-    id: str
-    first: datetime  # copies of it began between these
-    last: datetime
 
 
 @dataclass(frozen=True)
@@ -65,7 +40,7 @@ class Found:
         copies: traces that hold the same model calls, found by response id.
         responses: the ids of its model calls' answers.
         rows: by table.
-        first: when its first span began; None: there are no spans.
+        first: when its first span began; None: it is not known, since there are no spans, or an earlier run took some.
         notes: what was seen and not followed.
     """
 
@@ -104,7 +79,7 @@ def find(client: Client, subject: Subject, more: Iterable[str] = ()) -> Found:
     traces = (
         {subject.id}
         if subject.kind == "trace"
-        else {trace for trace, _, _ in _matches(client, subject.kind, subject.ids)}
+        else {trace for trace, _, _ in matching.named(client, subject.kind, subject.ids)}
     )
     traces |= set(more)
     # An earlier run may have deleted the rows that led here.
@@ -113,24 +88,27 @@ def find(client: Client, subject: Subject, more: Iterable[str] = ()) -> Found:
         parameters={"request": str(subject)},
     ).result_rows
     traces |= {row[1] for row in known if row[0] == "trace"}
-    responses = {
-        row[1]: Response(row[1], _utc(row[2]), _utc(row[3])) for row in known if row[0] == "response"
-    }
+    responses = {row[1]: Response(row[1], utc(row[2]), utc(row[3])) for row in known if row[0] == "response"}
     first = None
     for chunk in chunks(traces):
         for response, begin, end in client.query(
-            f"SELECT {_RESPONSE} AS response, min(Timestamp), max(Timestamp) FROM otel_traces"  # noqa: S608  # constants
+            f"SELECT {RESPONSE} AS response, min(Timestamp), max(Timestamp) FROM otel_traces"  # noqa: S608  # constants
             " WHERE TraceId IN {ids:Array(String)} GROUP BY response",
             parameters={"ids": chunk},
         ).result_rows:
-            begin, end = _utc(begin), _utc(end)
+            begin, end = utc(begin), utc(end)
             first = begin if first is None else min(first, begin)
             if response:
                 responses[response] = Response(response, begin - _COPY_MARGIN, end + _COPY_MARGIN)
-    copies, notes = _copies(client, responses, traces)
+    copies, notes = matching.copies(client, responses, traces)
     traces |= copies
     found = Found(
-        subject, tuple(sorted(traces)), tuple(sorted(copies)), tuple(responses.values()), {}, first, notes
+        subject,
+        tuple(sorted(traces)),
+        tuple(sorted(copies)),
+        tuple(responses.values()),
+        first=None if known else first,
+        notes=notes,
     )
     found.rows.update(_count(client, found))
     return found
@@ -174,13 +152,21 @@ def delete(client: Client, found: Found) -> Deleted:
         if cluster := next((table.on_cluster for table in _present(tables) if table.cluster), ""):
             # Every node looks up the tombstones in its own copy of them.
             client.command(f"SYSTEM SYNC REPLICA{cluster} {_erasures(client)}")
-        detached = [name for table in _present(tables) for name in _drop_detached(client, table, found)]
-        touched = []
+        detached = [
+            name
+            for table in _present(tables)
+            for name in drop_detached(client, table, _days(client, table, found))
+        ]
         for table in _present(tables):
             if found.rows.get(table.name):
                 _delete_rows(client, table, _condition(client, table.name, found.subject))
-                touched.append(table)
-        left = [text for table in touched for text in purge(client, table, tables)]
+        # Tables that had no such rows too: a run that was killed had deleted them, and not yet their old parts.
+        left = [
+            text
+            for table in _present(tables)
+            if found.rows.get(table.name) or not table.cluster
+            for text in purge(client, table, tables)
+        ]
         left += [
             f"{name}: {rows:,} rows came meanwhile, or a node is behind: run the command again"
             for name, rows in _count(client, found).items()
@@ -194,12 +180,16 @@ def delete(client: Client, found: Found) -> Deleted:
     return Deleted(found.rows, tuple(detached), tuple(left))
 
 
-def sweep(client: Client) -> dict[str, int]:
+def sweep(client: Client, who: str | None = None) -> dict[str, int]:
     """Removes what arrived late for ids that were erased before; rows by table.
 
+    Args:
+        client: of the store, with every right.
+        who: for the audit trail, which has its row before anything is deleted; None: the user of this process.
+
     Raises:
-        EraseError: the store did not do it.
-        ClickHouseError: it does not answer.
+        AuditError: the audit trail cannot be written; nothing was deleted.
+        ClickHouseError: the store does not do it, or does not answer.
     """
     known = {
         row[0] for row in client.query("SELECT DISTINCT id FROM erasures WHERE kind = 'trace'").result_rows
@@ -214,16 +204,22 @@ def sweep(client: Client) -> dict[str, int]:
             [["trace", trace, request, _BEGIN, _END, "late"] for request, trace in sorted(late)],
             column_names=["kind", "id", "request", "first", "last", "who"],
         )
-    loose = [Subject(mark.kind, mark.id) for mark in marks if mark.kind in subjects.ATTRIBUTES]
-    rows: dict[str, int] = {}
+    loose_ones = [Subject(mark.kind, mark.id) for mark in marks if mark.kind in subjects.ATTRIBUTES]
     tables = read_tables(client)
+    conditions = {table.name: _condition(client, table.name, *loose_ones) for table in _present(tables)}
+    counted = {
+        name: _number(client, f"SELECT count() FROM {name} WHERE {condition}")  # noqa: S608  # quoted
+        for name, condition in conditions.items()
+    }
+    rows = {name: count for name, count in counted.items() if count}
+    if rows:
+        audit.record(client, "erase", "late arrivals", {"rows": rows}, who)
     for table in _present(tables):
-        condition = _condition(client, table.name, *loose)
-        count = client.query(f"SELECT count() FROM {table.name} WHERE {condition}").result_rows[0][0]  # noqa: S608
-        if count:
-            _delete_rows(client, table, condition)
+        if table.name in rows:
+            _delete_rows(client, table, conditions[table.name])
             purge(client, table, tables)
-            rows[table.name] = int(count)
+        else:
+            heal(client, table, tables)
     return rows
 
 
@@ -245,44 +241,6 @@ def erased_traces(client: Client, since_ns: int, until_ns: int) -> list[str]:
     return sorted(found)
 
 
-def purge(client: Client, table: Table, tables: dict[str, Table]) -> list[str]:
-    """Takes the parts that deleted rows lay in off the disk; a line for what stays for now, and until when."""
-    local = holder(tables, table.name)
-    if table.cluster or local.engine != "MergeTree":
-        return [
-            f"{table.name}: its servers delete the parts that the rows lay in by themselves, within old_parts_lifetime"
-            " (8 minutes by default)"
-        ]
-    lifetime = _lifetime(client, local)
-    if lifetime:
-        client.command(f"ALTER TABLE {table.local} MODIFY SETTING old_parts_lifetime = 0")
-    try:
-        deadline = time.monotonic() + _PURGE_S
-        while True:
-            # A partition that is none: what this does besides is to delete old parts and finished mutations now.
-            client.command(f"ALTER TABLE {table.local} DROP PARTITION ID 'none'")
-            left = client.query(
-                "SELECT count() FROM system.parts WHERE database = currentDatabase() AND table = {table:String}"
-                " AND NOT active",
-                parameters={"table": table.name},
-            ).result_rows[0][0]
-            if not left:
-                return []
-            if time.monotonic() > deadline:
-                return [f"{table.name}: {left} old parts are in use by queries, and go when these end"]
-            time.sleep(_PURGE_PAUSE_S)
-    finally:
-        if lifetime:
-            client.command(f"ALTER TABLE {table.local} RESET SETTING old_parts_lifetime")
-
-
-def chunks(ids: Iterable[str], size: int = CHUNK) -> Iterator[list[str]]:
-    """The ids in pieces that a query can carry."""
-    whole = sorted(ids)
-    for start in range(0, len(whole), size):
-        yield whole[start : start + size]
-
-
 @dataclass(frozen=True)
 class _Mark:
     kind: str
@@ -297,7 +255,7 @@ def _marks(client: Client) -> list[_Mark]:
     rows = client.query(
         "SELECT kind, id, any(request), min(first), max(last) FROM erasures WHERE kind != 'trace' GROUP BY kind, id"
     ).result_rows
-    return [_Mark(kind, id, request, _utc(first), _utc(last)) for kind, id, request, first, last in rows]
+    return [_Mark(kind, id, request, utc(first), utc(last)) for kind, id, request, first, last in rows]
 
 
 def _late(
@@ -306,96 +264,35 @@ def _late(
     """(request, trace) of spans and log records that were erased by an earlier request, and are there."""
     responses = {mark.id: mark for mark in marks if mark.kind == "response"}
     for chunk in chunks(responses):
-        for trace, response, at in _of_responses(client, chunk):
+        for trace, response, at in matching.of_responses(client, chunk):
             mark = responses[response]
             if mark.first <= at <= mark.last:
                 yield mark.request, trace
     for kind in subjects.ATTRIBUTES:
         # All at once: each look goes through the attributes of the whole table.
-        named = {mark.id: mark for mark in marks if mark.kind == kind}
-        for chunk in chunks(named):
-            for trace, name, at in _matches(client, kind, chunk, window_ns):
-                if named[name].first <= at <= named[name].last:
-                    yield named[name].request, trace
-
-
-def _matches(
-    client: Client, kind: str, ids: Sequence[str], window_ns: tuple[int, int] | None = None
-) -> list[tuple[str, str, datetime]]:
-    """(trace id, id, first time) of spans, log records and rewards that name one of these sessions or users."""
-    found: list[tuple[str, str, datetime]] = []
-    parameters: dict[str, Any] = {"ids": list(ids)}
-    window = ""
-    if window_ns is not None:
-        window = (
-            " AND Timestamp >= fromUnixTimestamp64Nano({since:Int64})"
-            " AND Timestamp < fromUnixTimestamp64Nano({until:Int64})"
-        )
-        parameters |= {"since": window_ns[0], "until": window_ns[1]}
-    for table in ("otel_traces", "otel_logs"):
-        named = (
-            f"arrayJoin(arrayIntersect([{', '.join(subjects.values(table, kind))}], {{ids:Array(String)}}))"
-        )
-        where = subjects.condition(table, kind, "IN {ids:Array(String)}")
-        rows = client.query(
-            f"SELECT TraceId, {named} AS name, min(Timestamp) FROM {table}"  # noqa: S608  # constants
-            f" WHERE TraceId != ''{window} AND ({where}) GROUP BY TraceId, name",
-            parameters=parameters,
-        ).result_rows
-        found += [(trace, name, _utc(at)) for trace, name, at in rows]
-    if kind == "session" and window_ns is None:
-        rows = client.query(
-            "SELECT trace_id, session_id, min(time) FROM rewards"
-            " WHERE session_id IN {ids:Array(String)} AND trace_id != '' GROUP BY trace_id, session_id",
-            parameters=parameters,
-        ).result_rows
-        found += [(trace, name, _utc(at)) for trace, name, at in rows]
-    return found
-
-
-def _of_responses(client: Client, ids: Sequence[str]) -> list[tuple[str, str, datetime]]:
-    rows = client.query(
-        f"SELECT TraceId, {_RESPONSE} AS response, min(Timestamp) FROM otel_traces"  # noqa: S608  # constants
-        f" WHERE {_RESPONSE} IN {{ids:Array(String)}} GROUP BY TraceId, response",
-        parameters={"ids": list(ids)},
-    ).result_rows
-    return [(trace, response, _utc(at)) for trace, response, at in rows]
-
-
-def _copies(
-    client: Client, responses: dict[str, Response], traces: set[str]
-) -> tuple[set[str], tuple[str, ...]]:
-    """Other traces that hold the same calls, and what was not followed."""
-    found: dict[str, set[str]] = {}
-    for chunk in chunks(responses):
-        for trace, response, at in _of_responses(client, chunk):
-            if trace not in traces and responses[response].first <= at <= responses[response].last:
-                found.setdefault(response, set()).add(trace)
-    notes = []
-    for response, others in list(found.items()):
-        if len(others) > _MOST_COPIES:
-            del found[response]
-            del responses[response]
-            notes.append(
-                f"response id {response!r} is in {len(others)} other traces: it names no single answer, and they stay"
-            )
-    return set().union(*found.values()), tuple(notes)
+        of_kind = {mark.id: mark for mark in marks if mark.kind == kind}
+        for chunk in chunks(of_kind):
+            for trace, name, at in matching.named(client, kind, chunk, window_ns):
+                if of_kind[name].first <= at <= of_kind[name].last:
+                    yield of_kind[name].request, trace
 
 
 def _count(client: Client, found: Found) -> dict[str, int]:
     tables = read_tables(client)
     rows: dict[str, int] = dict.fromkeys((table.name for table in _present(tables)), 0)
     for name in rows:
+        columns = COLUMNS[name]
         for chunk in chunks(found.traces):
-            sql = f"SELECT count() FROM {name} WHERE {_TRACE_COLUMN[name]} IN {{ids:Array(String)}}"  # noqa: S608
+            sql = f"SELECT count() FROM {name} WHERE {columns.trace} IN {{ids:Array(String)}}"  # noqa: S608  # constants
             rows[name] += _number(client, sql, ids=chunk)
-        loose = {"rewards": "response_id", "otel_logs": "LogAttributes['gen_ai.response.id']"}.get(name)
-        if loose is None:
+        if not columns.response:
             continue
-        own = _of_subject(name, found.subject)
-        counted = f"{_TRACE_COLUMN[name]} = ''" + (f" AND NOT ({own})" if own else "")
+        own = loose(name, found.subject)
+        counted = f"{columns.trace} = ''" + (f" AND NOT ({own})" if own else "")
         for chunk in chunks({response.id for response in found.responses}):
-            sql = f"SELECT count() FROM {name} WHERE {loose} IN {{ids:Array(String)}} AND {counted}"  # noqa: S608
+            sql = (
+                f"SELECT count() FROM {name} WHERE {columns.response} IN {{ids:Array(String)}} AND {counted}"  # noqa: S608
+            )
             rows[name] += _number(client, sql, ids=chunk)
         if own:
             rows[name] += _number(client, f"SELECT count() FROM {name} WHERE {own}")  # noqa: S608  # quoted
@@ -406,38 +303,21 @@ def _number(client: Client, sql: str, **parameters: Any) -> int:
     return int(client.query(sql, parameters=parameters).result_rows[0][0])
 
 
-def _of_subject(table: str, subject: Subject, until: str = "") -> str:
-    """Rows without a trace that name the session or user; empty: the table has none such.
-
-    Args:
-        until: SQL of the last time that is meant.
-    """
-    value = f"IN ({', '.join(map(quote, subject.ids))})"
-    if table == "otel_logs" and subject.kind in subjects.ATTRIBUTES:
-        bound = f" AND Timestamp <= {until}" if until else ""
-        return f"TraceId = ''{bound} AND ({subjects.condition(table, subject.kind, value)})"
-    if table == "rewards" and subject.kind == "session":
-        bound = f" AND time <= {until}" if until else ""
-        return f"trace_id = ''{bound} AND session_id {value}"
-    return ""
-
-
-def _condition(client: Client, table: str, *loose: Subject) -> str:
+def _condition(client: Client, table: str, *subjects_meant: Subject) -> str:
     """What is deleted from a table: rows of all tombstones, so that it names no id where it need not.
 
     A mutation's text stays on the disk for a while; ids are in `erasures` as long as that lives.
     """
     erasures = _erasures(client)
-    column = _TRACE_COLUMN[table]
+    columns = COLUMNS[table]
     marked = f"(SELECT id FROM {erasures} WHERE kind = '%s')"  # noqa: S608  # quoted
-    parts = [f"{column} IN {marked % 'trace'}"]
-    of_answer = {"rewards": "response_id", "otel_logs": "LogAttributes['gen_ai.response.id']"}.get(table)
-    if of_answer:
-        parts.append(f"({column} = '' AND {of_answer} IN {marked % 'response'})")
-    for subject in loose:
+    parts = [f"{columns.trace} IN {marked % 'trace'}"]
+    if columns.response:
+        parts.append(f"({columns.trace} = '' AND {columns.response} IN {marked % 'response'})")
+    for subject in subjects_meant:
         names = ", ".join(map(quote, subject.names))
         until = f"(SELECT max(last) FROM {erasures} WHERE kind = {quote(subject.kind)} AND id IN ({names}))"  # noqa: S608
-        if own := _of_subject(table, subject, until):
+        if own := loose(table, subject, until):
             parts.append(f"({own})")
     return " OR ".join(parts)
 
@@ -455,47 +335,20 @@ def _delete_rows(client: Client, table: Table, condition: str) -> None:
     )
 
 
-def _drop_detached(client: Client, table: Table, found: Found) -> list[str]:
-    """Deletes parts that the engine has put aside, of days on which erased rows lie: nobody can look into them."""
-    parts = client.query(
-        "SELECT name FROM system.detached_parts WHERE database = currentDatabase() AND table = {table:String}",
-        parameters={"table": table.local.split(".")[-1].strip("`")},
-    ).result_rows
-    if not parts:
-        return []
+def _days(client: Client, table: Table, found: Found) -> set[str]:
+    """The partitions in which rows of its traces lie."""
     days: set[str] = set()
     for chunk in chunks(found.traces):
         days |= {
             row[0]
             for row in client.query(
                 f"SELECT DISTINCT _partition_id FROM {table.name}"  # noqa: S608  # a constant
-                f" WHERE {_TRACE_COLUMN[table.name]} IN {{ids:Array(String)}}",
+                f" WHERE {COLUMNS[table.name].trace} IN {{ids:Array(String)}}",
                 parameters={"ids": chunk},
             ).result_rows
         }
-    dropped = []
-    for (name,) in parts:
-        if days & set(re.findall(r"(?<!\d)\d{8}(?!\d)", name)):
-            client.command(
-                f"ALTER TABLE {table.local}{table.on_cluster} DROP DETACHED PART {quote(name)}"
-                " SETTINGS allow_drop_detached = 1"
-            )
-            dropped.append(f"{table.name}: {name}")
-    return dropped
-
-
-def _lifetime(client: Client, table: Table) -> int:
-    """Seconds that the engine keeps a part that nobody needs."""
-    if own := re.search(r"old_parts_lifetime = (\d+)", table.definition):
-        return int(own[1])
-    return _number(
-        client, "SELECT toUInt64(value) FROM system.merge_tree_settings WHERE name = 'old_parts_lifetime'"
-    )
+    return days
 
 
 def _present(tables: dict[str, Table]) -> list[Table]:
     return [tables[name] for name in TABLES if name in tables]
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -1,21 +1,24 @@
-"""Which datasets hold rows of given traces, and which model versions learnt from them."""
+"""Which datasets and prompts hold something of given traces, and which model versions learnt from them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from spanloop_store import registry
-from spanloop_store.subjects import Subject
+from spanloop_store import audit, prompts, registry
+from spanloop_store.matching import chunks, utc
+from spanloop_store.pointers import aliases
+from spanloop_store.subjects import PLAIN, Subject
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 PARQUET: Final = "transitions.parquet"
-_CHUNK: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,28 @@ class ModelHit:
 
 
 @dataclass(frozen=True)
+class PromptHit:
+    """A version of a prompt that may hold a person's text.
+
+    Args:
+        id: NAME@VERSION.
+        why: in words.
+        aliases: those that point at it now.
+    """
+
+    id: str
+    why: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Lineage:
     """What was made of it."""
 
     datasets: tuple[DatasetHit, ...] = ()
     training_runs: tuple[str, ...] = ()
     models: tuple[ModelHit, ...] = ()
+    prompts: tuple[PromptHit, ...] = ()
 
 
 def trace_lineage(
@@ -70,7 +89,7 @@ def trace_lineage(
         client: of the store.
         subject: what was asked for; a session's id is in the ids of its episodes.
         traces: its traces.
-        first: when its first span began: an older dataset has nothing of it; None: not known.
+        first: when its first span began: an older dataset, where it cannot be read here, has nothing of it; None: not known.
         reads_files: whether the client's engine runs on this machine with the right to read files.
     """
     datasets = _datasets(client, subject, traces, first, reads_files)
@@ -103,7 +122,55 @@ def trace_lineage(
         for version in versions
         if version.id in why
     ]
-    return Lineage(tuple(datasets), tuple(runs), tuple(models))
+    return Lineage(tuple(datasets), tuple(runs), tuple(models), tuple(_prompts(client, subject, traces)))
+
+
+def _prompts(client: Client, subject: Subject, traces: Collection[str]) -> list[PromptHit]:
+    """Versions that name the subject, and those that were learnt of nobody else: their text may be its text."""
+    names = [id for id in subject.ids if len(id) >= PLAIN] if subject.kind != "trace" else []
+    why: dict[str, str] = {}
+    versions = prompts.prompts(client)
+    for version in versions:
+        text = json.dumps(
+            [version.content, version.examples, version.metadata], ensure_ascii=False, default=str
+        )
+        if any(json.dumps(name, ensure_ascii=False)[1:-1] in text for name in names):
+            why[version.id] = f"its text or its examples name the {subject.kind}"
+    learnt = {version.id for version in versions if version.learnt}
+    own: Counter[str] = Counter()
+    for chunk in chunks(traces):
+        own.update(_traces_by_prompt(client, " AND TraceId IN {ids:Array(String)}", ids=chunk))
+    everybody = _traces_by_prompt(client) if own else {}
+    only = {id for id, count in own.items() if everybody.get(id) == count}
+    for id in sorted(learnt & (only | _told(client, subject))):
+        why.setdefault(id, "learnt from an agent, and no other trace ran with it")
+    pointers: dict[str, list[str]] = {}
+    for alias in aliases(client, "prompt"):
+        pointers.setdefault(f"{alias.name}@{alias.version}", []).append(alias.alias)
+    return [PromptHit(id, reason, tuple(pointers.get(id, ()))) for id, reason in why.items()]
+
+
+def _traces_by_prompt(client: Client, where: str = "", **parameters: Any) -> dict[str, int]:
+    """How many traces ran with each version, or asked for it."""
+    rows = client.query(
+        "SELECT arrayJoin(arrayDistinct([SpanAttributes['spanloop.prompt.version'],"  # noqa: S608  # constants
+        " SpanAttributes['spanloop.prompt.requested']])) AS version, uniqExact(TraceId) FROM otel_traces"
+        f" WHERE mapContains(SpanAttributes, 'spanloop.prompt.version'){where} GROUP BY version HAVING version != ''",
+        parameters=parameters,
+    ).result_rows
+    return {str(version): int(count) for version, count in rows}
+
+
+def _told(client: Client, subject: Subject) -> set[str]:
+    """Versions that an earlier run for this subject named: the spans that led there may be gone."""
+    if not audit.is_there(client):
+        return set()
+    rows = client.query(
+        "SELECT DISTINCT arrayJoin(JSONExtractArrayRaw(details, 'prompts')) FROM audit"
+        " WHERE action = 'erase' AND subject = {subject:String}",
+        parameters={"subject": str(subject)},
+    ).result_rows
+    return {str(json.loads(row[0])) for row in rows}
 
 
 def _datasets(
@@ -116,13 +183,10 @@ def _datasets(
     parents: dict[str, tuple[str, str]] = {}
     for id, uri, parent, created in rows:
         parents[id] = (parent, uri)
-        created = created.replace(tzinfo=UTC) if created.tzinfo is None else created
-        if first is not None and created < first:
-            continue
         count = _rows_in(client, Path(uri) / PARQUET, subject, traces, reads_files)
         if count:
             hits[id] = DatasetHit(id, uri, count, f"{count} transitions")
-        elif count is None and id not in hits:
+        elif count is None and id not in hits and (first is None or utc(created) >= first):
             hits[id] = DatasetHit(
                 id,
                 uri,
@@ -152,7 +216,7 @@ def _by_engine(client: Client, path: Path, sessions: list[str], traces: Collecti
     from clickhouse_connect.driver.exceptions import ClickHouseError
 
     found = 0
-    pieces = _chunks(traces) if traces else [[]]
+    pieces = list(chunks(traces)) or [[]]
     for place, chunk in enumerate(pieces):
         # Rows of the session are counted once, with the first piece.
         parameters: Mapping[str, Any] = {
@@ -187,8 +251,3 @@ def _by_polars(path: Path, sessions: list[str], traces: Collection[str]) -> int 
     for session in sessions:
         hit |= pl.col("episode_id").str.starts_with(session)
     return frame.filter(hit).height
-
-
-def _chunks(ids: Iterable[str]) -> list[list[str]]:
-    whole = sorted(ids)
-    return [whole[start : start + _CHUNK] for start in range(0, len(whole), _CHUNK)]

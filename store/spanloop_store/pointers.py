@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
 from spanloop_store.records import utc
+from spanloop_store.resources import Kind
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -15,7 +16,15 @@ PRODUCTION: Final = "production"
 CANDIDATE: Final = "candidate"
 ALIASES: Final = (PRODUCTION, CANDIDATE)
 ACTIONS: Final = ("promote", "reject", "rollback", "point")
-Kind = Literal["model", "prompt"]
+
+
+class Reasons(TypedDict, total=False):
+    """What a row of the audit trail says of a move, all of it optional."""
+
+    evaluation_id: str
+    dataset_id: str
+    who: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -104,10 +113,7 @@ def move(
     version: int,
     *,
     action: str,
-    evaluation_id: str = "",
-    dataset_id: str = "",
-    who: str = "",
-    why: str = "",
+    **reasons: Unpack[Reasons],
 ) -> Promotion:
     """Writes one row of the audit trail, unchecked."""
     # The store orders by time, so a row is later than every row of its alias even where a clock stands still or
@@ -128,10 +134,10 @@ def move(
             "alias": alias,
             "action": action,
             "version": version,
-            "evaluation": evaluation_id,
-            "dataset": dataset_id,
-            "who": who,
-            "why": why,
+            "evaluation": reasons.get("evaluation_id", ""),
+            "dataset": reasons.get("dataset_id", ""),
+            "who": reasons.get("who", ""),
+            "why": reasons.get("why", ""),
         },
     )
     return promotions(client, name, alias, kind)[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spanloop_store.errors import RegistryError
 from spanloop_store.pointers import CANDIDATE, PRODUCTION, aliases
-from spanloop_store.records import NEVER, insert_record, json_object, json_text, split_reference, utc
+from spanloop_store.records import NEVER, insert_record, json_text, split_reference
+from spanloop_store.resources import KEY, check_name, next_version, rows
 from spanloop_store.templates import Template
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 AGENT: Final = "agent"  # origin: the gateway read it in an agent's request
 _ROLES: Final = frozenset({"user", "assistant", "tool", "system", "developer"})
-_ATTEMPTS: Final = 20
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,8 @@ def register_prompt(
 ) -> PromptVersion:
     """Records a prompt as the next version of its name; one that says the same as a version there is that version.
 
+    What an agent has said before somebody writes it here is theirs from then on: the gateway rewrites it no more.
+
     Args:
         client: the store.
         name: of the prompt.
@@ -100,32 +101,28 @@ def register_prompt(
     Raises:
         RegistryError: a name or an example that cannot be one, or an empty content.
     """
-    if not name or "@" in name or name != name.strip():
-        raise RegistryError(f"{name!r} cannot be a prompt's name", "use a name without '@' and outer blanks")
+    check_name("prompt", name)
     if not content.strip():
         raise RegistryError(f"the content of prompt {name!r} is empty", "give it a text")
     shots = checked_examples(examples)
     known = prompts(client, name)
     for version in known:
         if version.content == content and version.examples == shots and not version.same_as:
-            return version
+            learns = (metadata or {}).get("origin") == AGENT
+            return version if learns or not version.learnt else _revised(client, version, {"origin": ""})
     # The agent that a name belongs to is recorded with its first version, and goes on from there.
     whose = {
         key: known[0].metadata[key]
         for key in ("agent", "model", "tools")
         if known and key in known[0].metadata
     }
-    number = max((version.version for version in known), default=0)
-    made = PromptVersion(name, number, content, parent, shots, {**whose, **(metadata or {})})
-    for _ in range(_ATTEMPTS):
-        key = uuid.uuid4().hex
-        made = replace(made, version=made.version + 1, metadata={**made.metadata, "key": key})
-        _write(client, made)
-        # Two gateways may have taken one number: the earlier row has it. The store's clock says which that is.
-        for kept in prompts(client, name):
-            if kept.metadata.get("key") == key:
-                return kept
-    raise RegistryError(f"prompt {name!r}: others take every next version first", "try again")
+    made = PromptVersion(name, 0, content, parent, shots, {**whose, **(metadata or {})})
+
+    def write(number: int, key: str) -> None:
+        _write(client, replace(made, version=number, metadata={**made.metadata, KEY: key}))
+
+    number = next_version(client, "prompt", name, write)
+    return next(version for version in prompts(client, name) if version.version == number)
 
 
 def revise_prompt(
@@ -140,41 +137,19 @@ def revise_prompt(
     """
     if not version.learnt:
         raise RegistryError(f"{version.id} was not learnt from an agent, and stays as it is", "")
-    metadata = {**version.metadata, "revision": version.revision + 1}
-    if same_as:
-        metadata["same_as"] = same_as
-    made = replace(version, content=version.content if content is None else content, metadata=metadata)
-    _write(client, made)
-    client.command(
-        "DELETE FROM resources WHERE kind = 'prompt' AND name = {name:String} AND version = {version:UInt32}"
-        " AND JSONExtractString(metadata, 'key') = {key:String}"
-        " AND JSONExtractUInt(metadata, 'revision') < {revision:UInt64}",
-        parameters={
-            "name": version.name,
-            "version": version.version,
-            "key": str(version.metadata.get("key", "")),
-            "revision": version.revision + 1,
-        },
-    )
-    return made
+    return _revised(client, version, {"same_as": same_as} if same_as else {}, content)
 
 
 def prompts(client: Client, name: str | None = None) -> list[PromptVersion]:
     """Versions by name and number; of one name where it is given."""
-    rows = client.query(
-        "SELECT name, version, content, parent, metadata, created FROM resources"
-        " WHERE kind = 'prompt' AND ({name:String} = '' OR name = {name:String})"
-        " ORDER BY name, version, created, metadata",
-        parameters={"name": name or ""},
-    ).result_rows
     found: dict[tuple[str, int], PromptVersion] = {}
-    for row in rows:
-        metadata = json_object(row[4])
-        examples = tuple(metadata.pop("examples", ()))
-        one = PromptVersion(row[0], int(row[1]), row[2], row[3], examples, metadata, utc(row[5]))
+    for row in rows(client, "prompt", name, ("content", "parent")):
+        content, parent = row.values
+        examples = tuple(row.metadata.pop("examples", ()))
+        one = PromptVersion(row.name, row.version, content, parent, examples, row.metadata, row.created)
         before = found.get((one.name, one.version))
         if before is None or (
-            one.metadata.get("key") == before.metadata.get("key") and one.revision > before.revision
+            one.metadata.get(KEY) == before.metadata.get(KEY) and one.revision > before.revision
         ):
             found[one.name, one.version] = one
     return list(found.values())
@@ -240,6 +215,31 @@ def checked_examples(examples: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str
                 f"example {number} has no content", "give it a text, or tool_calls where it is an assistant's"
             )
     return shots
+
+
+def _revised(
+    client: Client, version: PromptVersion, metadata: Mapping[str, Any], content: str | None = None
+) -> PromptVersion:
+    """Puts a row in the place of a version's; `metadata` is added to what it has."""
+    revision = version.revision + 1
+    made = replace(
+        version,
+        content=version.content if content is None else content,
+        metadata={**version.metadata, **metadata, "revision": revision},
+    )
+    _write(client, made)
+    client.command(
+        "DELETE FROM resources WHERE kind = 'prompt' AND name = {name:String} AND version = {version:UInt32}"
+        " AND JSONExtractString(metadata, 'key') = {key:String}"
+        " AND JSONExtractUInt(metadata, 'revision') < {revision:UInt64}",
+        parameters={
+            "name": version.name,
+            "version": version.version,
+            "key": str(version.metadata.get(KEY, "")),
+            "revision": revision,
+        },
+    )
+    return made
 
 
 def _write(client: Client, version: PromptVersion) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Unpack
 
 from spanloop_store import pointers
 from spanloop_store.errors import RegistryError
@@ -15,13 +15,14 @@ from spanloop_store.pointers import (
     CANDIDATE,
     PRODUCTION,
     Alias,
-    Kind,
     Promotion,
+    Reasons,
     aliases,
     promotions,
 )
 from spanloop_store.prompts import PromptVersion, prompt, prompts, register_prompt
 from spanloop_store.records import NEVER, insert_record, json_object, json_text, split_reference, utc
+from spanloop_store.resources import KEY, Kind, check_name, next_version, rows
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -159,45 +160,34 @@ def register_model(
     Raises:
         RegistryError: the name is empty or holds an `@`, which would read as a version.
     """
-    if not name or "@" in name or name != name.strip():
-        raise RegistryError(f"{name!r} cannot be a model's name", "use a name without '@' and outer blanks")
-    last = client.query(
-        "SELECT max(version) FROM resources WHERE kind = 'model' AND name = {name:String}",
-        parameters={"name": name},
-    ).result_rows[0][0]
-    made = ModelVersion(
-        name, int(last) + 1, uri, parent, dataset_id, training_run_id, dict(metadata or {}), datetime.now(UTC)
-    )
-    insert_record(
-        client,
-        "resources",
-        {
+    check_name("model", name)
+
+    def write(number: int, key: str) -> None:
+        record = {
             "kind": "model",
-            "name": made.name,
-            "version": made.version,
-            "created": made.created,
-            "uri": made.uri,
-            "parent": made.parent,
-            "dataset_id": made.dataset_id,
-            "training_run_id": made.training_run_id,
-            "metadata": json_text(made.metadata),
-        },
-    )
-    return made
+            "name": name,
+            "version": number,
+            "uri": uri,
+            "parent": parent,
+            "dataset_id": dataset_id,
+            "training_run_id": training_run_id,
+            "metadata": json_text({**(metadata or {}), KEY: key}),
+        }
+        insert_record(client, "resources", record)
+
+    number = next_version(client, "model", name, write)
+    return next(version for version in versions(client, name) if version.version == number)
 
 
 def versions(client: Client, name: str | None = None) -> list[ModelVersion]:
     """Registered model versions by name and version; of one name where it is given."""
-    rows = client.query(
-        "SELECT name, version, uri, parent, dataset_id, training_run_id, metadata, created FROM resources"
-        " WHERE kind = 'model' AND ({name:String} = '' OR name = {name:String})"
-        " ORDER BY name, version, created",
-        parameters={"name": name or ""},
-    ).result_rows
-    return [
-        ModelVersion(row[0], int(row[1]), row[2], row[3], row[4], row[5], json_object(row[6]), utc(row[7]))
-        for row in rows
-    ]
+    found: dict[tuple[str, int], ModelVersion] = {}
+    for row in rows(client, "model", name, ("uri", "parent", "dataset_id", "training_run_id")):
+        row.metadata.pop(KEY, None)
+        uri, parent, dataset_id, run_id = row.values
+        one = ModelVersion(row.name, row.version, uri, parent, dataset_id, run_id, row.metadata, row.created)
+        found.setdefault((one.name, one.version), one)
+    return list(found.values())
 
 
 def resolve(client: Client, reference: str) -> ModelVersion:
@@ -242,11 +232,8 @@ def point_alias(
     version: int,
     *,
     action: str,
-    evaluation_id: str = "",
-    dataset_id: str = "",
-    who: str = "",
-    why: str = "",
     kind: Kind = "model",
+    **reasons: Unpack[Reasons],
 ) -> Promotion:
     """Writes one row of the audit trail. The row is the pointer: unless it is a rejection, the alias moves with it.
 
@@ -258,18 +245,7 @@ def point_alias(
     if action not in ACTIONS:
         raise RegistryError(f"{action!r} is no action", f"use one of: {', '.join(ACTIONS)}")
     (prompt if kind == "prompt" else resolve)(client, f"{name}@{version}")
-    return pointers.move(
-        client,
-        kind,
-        name,
-        alias,
-        version,
-        action=action,
-        evaluation_id=evaluation_id,
-        dataset_id=dataset_id,
-        who=who,
-        why=why,
-    )
+    return pointers.move(client, kind, name, alias, version, action=action, **reasons)
 
 
 def roll_back(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Final
 
+from spanloop_store import audit
 from spanloop_store.errors import StoreSettingError
 from spanloop_store.tables import TIME_COLUMNS, Table, holder, read_tables
 
@@ -81,13 +82,16 @@ def read_retention(client: Client) -> list[Kept]:
 def set_retention(client: Client, days: int | None) -> list[Kept]:
     """Lets every table keep so many days; None: for ever.
 
-    Partitions that are past it go within minutes, in the background; they do not come back.
+    Partitions that are past it go within minutes, in the background; they do not come back. The audit trail has it first.
 
     Raises:
         StoreSettingError: less than one day.
+        AuditError: it could not be recorded; nothing was changed.
     """
     if days is not None and not 1 <= days <= MOST_DAYS:
         raise StoreSettingError(f"{days} days cannot be kept", f"give 1 to {MOST_DAYS} days, or --off")
+    before = {kept.table: kept.days or kept.expression or "for ever" for kept in read_retention(client)}
+    audit.record(client, "retention", f"{days} days" if days else "for ever", {"before": before})
     tables = read_tables(client)
     for name in tables.keys() & TIME_COLUMNS.keys():
         table = tables[name]

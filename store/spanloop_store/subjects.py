@@ -41,8 +41,15 @@ FIELDS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "session": (("metadata", "session_id"),),
     "user": (("llm.invocation_parameters", "user"), ("metadata", "user_id")),
 }
+# Characters of an id from which on a text or bytes that hold it are taken for its.
+PLAIN: Final = 6
 _TRACE = re.compile(r"[0-9a-f]{32}")
-_COLUMNS: Final = {"otel_traces": "SpanAttributes", "otel_logs": "LogAttributes"}
+# The maps of attributes of each table. A reward that a view made of an event has the event's.
+_MAPS: Final = {
+    "otel_traces": ("SpanAttributes", "ResourceAttributes"),
+    "otel_logs": ("LogAttributes", "ResourceAttributes"),
+    "rewards": ("attributes", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -94,10 +101,10 @@ class Subject:
 
 
 def condition(table: str, kind: str, comparison: str) -> str:
-    """SQL: whether a row of otel_traces or otel_logs names a session or user.
+    """SQL: whether a row names a session or user.
 
     Args:
-        table: `otel_traces` or `otel_logs`.
+        table: `otel_traces`, `otel_logs` or `rewards`.
         kind: `session` or `user`.
         comparison: what follows each value, as `IN ('x')`.
     """
@@ -106,8 +113,9 @@ def condition(table: str, kind: str, comparison: str) -> str:
 
 def values(table: str, kind: str) -> list[str]:
     """SQL of each attribute that may name a session or user."""
-    column = _COLUMNS[table]
+    column, resource = _MAPS[table]
     found = [f"{column}['{key}']" for key in ATTRIBUTES[kind]]
-    found += [f"ResourceAttributes['{key}']" for key in RESOURCE[kind]]
+    if resource:
+        found += [f"{resource}['{key}']" for key in RESOURCE[kind]]
     found += [f"JSONExtractString({column}['{key}'], '{name}')" for key, name in FIELDS[kind]]
-    return found
+    return found + ["session_id"] * (table == "rewards" and kind == "session")

@@ -36,6 +36,8 @@ class Template:
     @classmethod
     def parse(cls, content: str) -> Template:
         """From its written form; every string is one."""
+        if "{{" not in content:  # most texts, and none of them has to be looked through
+            return cls((content,))
         literals, names = [""], []
         end = 0
         for found in _PLACE.finditer(content):
@@ -86,6 +88,24 @@ class Template:
             begin = at + len(literal)
         found.append(text[begin:end])
         return tuple(found)
+
+    def other_values(self, text: str) -> dict[str, str] | None:
+        """What stands in the places by name if each is as long as the fixed text allows, the last one excepted.
+
+        Returns:
+            None where that is the same as `match` says: there is one way only to take the text apart.
+        """
+        first = self.values(text)
+        if first is None or len(first) < 2:
+            return None
+        begin, end = len(self.literals[0]), len(text) - len(self.literals[-1])
+        found = []
+        for literal in reversed(self.literals[1:-1]):
+            at = text.rfind(literal, begin, end)
+            found.append(text[at + len(literal) : end])
+            end = at
+        found = [text[begin:end], *reversed(found)]
+        return None if tuple(found) == first else dict(zip(self.names, found, strict=True))
 
     def match(self, text: str) -> dict[str, str] | None:
         """The same by name; None also where one name would have two values."""

@@ -232,6 +232,9 @@ def test_a_window_without_spans(store: str, tmp_path: Path) -> None:
     done = run(*build, "--since", "yesterday")
     assert (done.returncode, done.stdout) == (2, "")
     assert "'yesterday' is neither ISO 8601" in done.stderr
+    for age, words in (("99999999w", "longer ago than there are dates"), ("²d", "is neither ISO 8601")):
+        done = run(*build, "--since", age)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "d").exists()
 
 

@@ -90,7 +90,7 @@ def fill_quarantine(folder: Path) -> None:
     both = message_type(Signal.TRACES).FromString(of_user("u-1", MARKER, 1))
     both.MergeFromString(of_user("u-2", "kept", 2))
     (folder / "traces-0-0-1.otlp.0.otlp").write_bytes(both.SerializeToString())
-    (folder / "traces-0-0-1.otlp.0.reason.txt").write_text(f"cannot read {MARKER}")
+    (folder / "traces-0-0-1.otlp.0.otlp.reason.txt").write_text(f"cannot read {MARKER}")
     (folder / "traces-0-0-2.otlp.tail").write_bytes(b"\xff torn " + MARKER.encode() + bytes.fromhex(TRACE))
     (folder / "traces-0-0-3.otlp.tail").write_bytes(b"\xff torn, of somebody else")
 
@@ -135,7 +135,7 @@ def test_a_user_is_gone_from_everything_on_this_machine(tmp_path: Path) -> None:
         assert not list((dead / "refused").iterdir())
         assert sorted(path.name for path in (store / "quarantine").iterdir()) == [
             "traces-0-0-1.otlp.0.otlp",
-            "traces-0-0-1.otlp.0.reason.txt",
+            "traces-0-0-1.otlp.0.otlp.reason.txt",
             "traces-0-0-3.otlp.tail",
         ]
         assert capture.query("SELECT SpanAttributes['user.id'] FROM otel_traces") == [("u-2",)]
@@ -201,17 +201,38 @@ def test_a_half_sent_segment_keeps_its_place(tmp_path: Path) -> None:
     spool = fill_spool(tmp_path, *requests)
     spool.seal(Signal.TRACES)
     (segment,) = spool.sealed(Signal.TRACES)
-    spool.shorten(segment, sum(len(frame(request)) for request in requests[:2]))
+    segment_path = spool.shorten(segment, sum(len(frame(request)) for request in requests[:2])).path
     spool.close()
     hits, traces = in_spool(tmp_path, Wanted(Subject("user", "u-1"), set()), change=True)
     assert [(hit.items, hit.kept) for hit in hits] == [(2, "")]
     assert traces == {f"{1:032x}", f"{3:032x}"}
     (path,) = tmp_path.glob("*.otlp")
-    assert path.read_bytes() == frame(requests[1]) + frame(requests[3])
-    assert arrived_of(path) == len(frame(requests[1]))
+    kept = [bytes(item.payload) for item in frames(path.read_bytes())]
+    assert kept == [bytes(len(requests[0])), requests[1], requests[3]]
+    # One step: a name that says where to go on, and a content of another length, must never be beside each other.
+    assert path == segment_path
+    assert arrived_of(path) == sum(len(frame(request)) for request in requests[:2])
+    assert in_spool(tmp_path, Wanted(Subject("user", "u-1"), set()), change=True) == ([], set())
     hits, _ = in_spool(tmp_path, Wanted(Subject("user", "u-2"), set()), change=True)
     assert not list(tmp_path.glob("*.otlp"))
     assert not list(tmp_path.glob("run-*.lock"))
+
+
+def test_files_are_read_as_the_tables_are(tmp_path: Path) -> None:
+    """A user who is a number, or is named in JSON, is the same in a file that no table has."""
+    from spanloop_collector.stripping import Wanted, strip
+    from spanloop_store.subjects import Subject
+
+    as_number = trace_request("number", trace=1)
+    as_number.resource_spans[0].scope_spans[0].spans[0].attributes.add(key="user.id").value.int_value = 4711
+    in_json = trace_request("json", trace=2, **{"metadata": '{"user_id": "4711"}'})
+    in_parameters = trace_request(
+        "json", trace=3, **{"llm.invocation_parameters": '{"user": "4711", "n": 1}'}
+    )
+    others = trace_request("other", trace=4, **{"metadata": '{"user_id": 4711', "user.id": "47110"})
+    wanted = Wanted(Subject("user", "4711"), set())
+    for request, removed in ((as_number, 1), (in_json, 1), (in_parameters, 1), (others, 0)):
+        assert strip(Signal.TRACES, request.SerializeToString(), wanted).removed == removed
 
 
 def test_only_the_admin_token_or_the_local_credential_erases(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_beyond_loopback_the_token_is_shown_and_the_address_is_one() -> None:
     assert found["OTEL_EXPORTER_OTLP_HEADERS"] == "authorization=Bearer%20s3cret"
     assert found["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://127.0.0.1:4318"
     assert found["OPENAI_BASE_URL"] == "http://127.0.0.1:8080/v1"
+    # The openai client sends this header beside its own key.
+    assert found["OPENAI_CUSTOM_HEADERS"] == "x-spanloop-token: s3cret"
 
 
 @pytest.mark.parametrize("has_upstream", [True, False])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.helpers.stores import laid
 
 from spanloop_store import connect
 
@@ -55,6 +56,9 @@ def command(folder: Path, *more: str) -> list[str]:
 
 @contextlib.contextmanager
 def running(folder: Path, *more: str, **environment: str) -> Iterator[Capture]:
+    """On the store in this folder, or on a new one; stopped in the end."""
+    if not environment and "--store" not in more and not (folder / "engine").exists():
+        laid(folder)
     process = subprocess.Popen(
         command(folder, *more), stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )

@@ -13,8 +13,9 @@ import aiohttp
 import openai
 import pytest
 from aiohttp import web
-from tests.helpers.openai_stub import Stub, serve_app
-from tests.helpers.otlp_receiver import ReceivedSpan, Receiver
+from bench.gateway.process import serve
+from tests.helpers.openai_stub import Stub, openai_stub
+from tests.helpers.otlp_receiver import ReceivedSpan, Receiver, otlp_receiver
 from yarl import URL
 
 from spanloop_collector.gateway import versions
@@ -90,10 +91,22 @@ def gateway(
         Settings(found, limits=limits, privacy=privacy, **settings), Versions(registry), tracer
     ).application()
     try:
-        with serve_app(app, handler_cancellation=True) as url:
+        with serve(app) as url:
             yield House(url, stub, receiver, registry, tracer)
     finally:
         tracer.shutdown()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with otlp_receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with openai_stub() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -129,5 +142,5 @@ def scripted(handler: Handler, owner: str = "vllm") -> Iterator[str]:
     app = web.Application(client_max_size=2**28)
     app.router.add_get("/v1/models", models)
     app.router.add_route("*", "/{path:.*}", answer)
-    with serve_app(app, handler_cancellation=True) as url:
+    with serve(app) as url:
         yield url + "/v1"

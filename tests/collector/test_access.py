@@ -166,6 +166,9 @@ def test_loopback_asks_for_no_token_and_administration_always_does() -> None:
     assert not open_to_all.may_send(None)
     assert not open_to_all.may_look(f"Bearer {WRITE}")
     assert open_to_all.may_look(f"Bearer {READ}")
+    no_readers = Access.to("0.0.0.0", Tokens(WRITE))
+    assert not no_readers.may_look(None)
+    assert no_readers.may_look(f"Bearer {WRITE}")
     assert Access.to("127.0.0.1", Tokens()).administrator("Bearer None") == ""
     with pytest.raises(ListenError, match="SPANLOOP_TOKEN is not set"):
         Access.to("0.0.0.0", Tokens(read=READ, admin=ADMIN))

@@ -70,6 +70,31 @@ def test_an_identifier_in_a_parameter_is_no_way_to_a_function(
     refused(served, outside, sql, reader, param_f=value)
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ALTER TABLE {t:Identifier} DELETE WHERE 1",
+        "TRUNCATE TABLE {t:Identifier}",
+        "DELETE FROM default.{t:Identifier} WHERE 1",
+        "DROP TABLE {t : `Identifier`}",
+        "RENAME TABLE {t:Identifier} TO other",
+        "CREATE OR REPLACE TABLE {t:Identifier} (a Int8) ENGINE = Memory",
+    ],
+    ids=["alter", "truncate", "delete", "drop", "rename", "replace"],
+)
+def test_an_identifier_in_a_parameter_is_no_way_to_the_audit_trail(
+    served: Served, outside: Path, sql: str
+) -> None:
+    served.client().command("INSERT INTO audit (who, action) VALUES ('a test', 'query')")
+    before = ask(served, outside, "SELECT count() FROM audit", True)
+    for name in ("audit", "erasures", "promotions"):
+        status, body = ask(served, outside, sql, False, param_t=name)
+        assert status == 403, body
+        assert b"named in its text" in body
+    assert ask(served, outside, "SELECT count() FROM audit", True) == before
+    assert ask(served, outside, "SELECT count() FROM promotions", True) == (200, b"0\n")
+
+
 @USERS
 def test_a_session_keeps_no_parameters(served: Served, outside: Path, reader: bool) -> None:
     refused(served, outside, "SET param_f = 'file'", reader, session_id="parameters")

@@ -18,10 +18,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from tests.collector.capture_process import running, trace_request
+from tests.collector.otlp_calls import export
 from tests.collector.receivers import receivers
 from tests.collector.test_capture import post
 from tests.collector.test_health import samples
-from tests.collector.test_otlp import export
 
 from spanloop.main import cli
 from spanloop_collector.expiring import Expiring

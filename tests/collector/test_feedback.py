@@ -173,6 +173,31 @@ def test_all_fields_at_fault_are_named(both: Receivers) -> None:
     assert sorted(fields_at_fault(answer)) == ["name", "surprise", "trace_id", "value"]
 
 
+def test_a_number_that_python_will_not_read_costs_its_item_alone(both: Receivers) -> None:
+    """Of 5,000 digits: the whole body was answered as no JSON."""
+    huge = json.dumps([GOOD, GOOD | {"value": 7}]).replace("7", "7" * 5000).encode()
+    status, answer = send(both, huge)
+    assert (status, answer["taken"]) == (207, 1)
+    assert fields_at_fault(answer["items"][1]) == ["value"]
+
+
+def test_an_answer_is_no_longer_than_what_was_sent(both: Receivers) -> None:
+    """It named every unknown field, and 7 MB of those were 14 seconds of work."""
+    body = json.dumps(GOOD | {f"x{number}": 1 for number in range(100_000)}).encode()
+    answer = post(both, body)
+    assert answer.status == 422
+    assert len(answer.body) < 10_000
+    told = json.loads(answer.body)["errors"]
+    assert [error["field"] for error in told] == [f"x{number}" for number in range(11)]
+    assert "99989 more" in told[-1]["message"]
+
+
+def test_a_name_that_is_told_is_fit_for_a_terminal(both: Receivers) -> None:
+    body = b'{"response_id": "r", "name": "n", "value": 1, "\\ud83d": 1, "\\u001b[2J": 1}'
+    assert fields_at_fault(send(both, body)[1]) == [r"\ud83d", r"\x1b[2J"]
+    assert fields_at_fault(send(both, b'{"items": [], "\\u0007": 1}')[1]) == [r"\x07"]
+
+
 @pytest.mark.parametrize(
     ("time", "expected"),
     [
@@ -227,6 +252,8 @@ def test_an_idempotency_key_in_the_header(both: Receivers) -> None:
         "own",
     ]
     assert send(both, GOOD | {"id": "own"}, **header)[1]["id"] == "own"
+    status, answer = send(both, [GOOD | {"id": "k-1/1"}, GOOD | {"value": 0}], **header)
+    assert (status, fields_at_fault(answer["items"][1])) == (207, ["id"])
     for bad in ("k" * 256, "", "k\tk", "ü"):
         status, answer = send(both, GOOD, **{"Idempotency_Key": bad})
         assert (status, fields_at_fault(answer)) == (422, ["Idempotency-Key"]), bad
@@ -248,6 +275,30 @@ def test_what_the_store_would_delete_at_once_is_refused(tmp_path: Path) -> None:
         (error,) = answer["items"][0]["errors"]
         assert error["field"] == "time"
         assert "the store keeps 30 days" in error["message"]
+
+
+def test_a_retention_that_changes_in_the_middle_asks_to_send_again(tmp_path: Path) -> None:
+    """All were answered as refused, those that had been stored as well."""
+    end = 1_700_000_000 * 10**9
+
+    class Changed(Expiring):
+        """Of the requests, the first is read before the change and logged after it."""
+
+        asked = 0
+
+        def of(self, signal: Signal) -> Expiry | None:
+            self.asked += 1
+            return super().of(signal) if self.asked > 1 else None
+
+    expiring = Changed(lambda: {Signal.LOGS: Expiry(((-(1 << 63), end),), 30, NOW)})
+    expiring.ask()
+    items = [GOOD | {"time": "2020-01-01"}, GOOD | {"time": "2026-11-20"}]
+    with receivers(tmp_path, min_free_bytes=0, expiring=expiring) as both:
+        answer = post(both, items)
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        status, again = send(both, items)
+        assert (status, [item["status"] for item in again["items"]]) == (207, ["refused", "repeated"])
+        assert len(records(both)) == 1
 
 
 @pytest.mark.parametrize(
@@ -281,6 +332,7 @@ def test_a_compressed_body(both: Receivers) -> None:
 
 def test_other_methods_and_the_token(tmp_path: Path) -> None:
     with receivers(tmp_path, min_free_bytes=0, token="secret") as both:
+        assert post(both, GOOD, Expect="soon").status == 417
         answer = both.post(PATH, method="GET")
         assert (answer.status, answer.headers["Allow"]) == (405, "POST")
         answer = post(both, GOOD)
@@ -309,6 +361,7 @@ def test_openapi_says_what_is_taken(both: Receivers) -> None:
     found = json.loads(both.post("/openapi.json", method="GET").body)
     assert found == document(PATH, MAX_ITEMS, "Idempotency-Key")
     assert tuple(sorted(found["components"]["schemas"]["Feedback"]["properties"])) == tuple(sorted(FIELDS))
+    assert "417" in found["paths"][PATH]["post"]["responses"]  # which is HTTP's own
 
 
 SCHEMA: dict[str, Any] = document(PATH, MAX_ITEMS, "k")["components"]["schemas"]["Feedback"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,15 @@ from tests.collector.capture_process import running
 from spanloop.main import cli
 from spanloop_collector.errors import ImportFailed
 from spanloop_collector.feedback.files import read_rows
-from spanloop_collector.feedback.judgement import FIELDS, FeedbackRefused
+from spanloop_collector.feedback.importing import _BATCH_ROWS
+from spanloop_collector.feedback.judgement import (
+    FIELDS,
+    MAX_TEXT,
+    FeedbackRefused,
+    export_request,
+    read_feedback,
+)
+from spanloop_collector.http_receiver import MAX_BODY_BYTES
 from spanloop_store import connect
 from spanloop_store.errors import SpanloopError
 
@@ -84,7 +95,7 @@ def test_wrong_rows_are_named_and_stop_no_other(tmp_path: Path) -> None:
     told = [
         line.strip().removeprefix(f"{tmp_path}/")
         for line in done.output.splitlines()
-        if "ratings.csv" in line
+        if "ratings.csv, line" in line
     ]
     assert [line.split(":")[:2] for line in told] == [
         ["ratings.csv, line 4", " value"],
@@ -157,6 +168,65 @@ def test_kinds_of_parquet_columns(tmp_path: Path, values: pl.Series, expected: l
     assert [fields["value"] for _, fields in rows(path)] == expected
 
 
+def test_days_and_times_beyond_nanoseconds_in_parquet_cost_no_other_row(tmp_path: Path) -> None:
+    """A day was refused as no time, and the year 2999 ended the file."""
+    names = pl.Series("name", ["n", "n"])
+    pl.DataFrame([names, pl.Series("time", [date(2026, 11, 20), date(9999, 1, 1)])]).write_parquet(
+        tmp_path / "days"
+    )
+    assert [fields["time"] for _, fields in rows(tmp_path / "days")] == ["2026-11-20", "9999-01-01"]
+    for unit in ("ms", "us"):
+        times = pl.Series("time", [datetime(2026, 11, 20), datetime(2999, 1, 1)], dtype=pl.Datetime(unit))
+        pl.DataFrame([names, times]).write_parquet(tmp_path / unit)
+        assert [fields["time"] for _, fields in rows(tmp_path / unit)] == [
+            "2026-11-20T00:00:00.000000000Z",
+            "2999-01-01T00:00:00.000000000Z",
+        ]
+
+
+def test_blanks_in_csv_are_no_part_of_an_id_and_make_no_row(tmp_path: Path) -> None:
+    """`thumb, 1, r1` was stored for ` r1`, an answer that nobody gives."""
+    path = written(tmp_path / "f.csv", "name, value, response_id\nthumb, 1, r1 \n , ,\n,,\n\n")
+    assert list(rows(path)) == [("line 2", {"name": "thumb", "value": 1, "response_id": "r1"})]
+
+
+def test_lines_within_a_long_cell_are_no_rows(tmp_path: Path) -> None:
+    """Python's limit of 131,072 characters ended the cell, and a line of the comment was stored as a judgement."""
+    content = f'name,value,response_id,comment\na,1,r,"{"x" * 140_000}\nb,1,r,"\nc,1,r,ok\n'
+    found = [(where, fields["name"]) for where, fields in rows(written(tmp_path / "f.csv", content))]
+    assert found == [("line 2", "a"), ("line 4", "c")]
+
+
+def test_lines_that_an_open_quote_takes_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "f.csv", 'name,value,response_id\na,1,r\nb,1,"r\nc,1,r\nd,1,r\n')
+    assert list(rows(path))[1:] == [("lines 3 to 5", [""])]
+
+
+def test_a_name_that_no_terminal_shows(tmp_path: Path) -> None:
+    """`--json` broke off in the middle with UnicodeEncodeError, after the rest had been stored."""
+    file = written(tmp_path / "f.jsonl", '{"response_id": "r", "name": "n", "value": 1}\n{"\\ud83d": 1}\n')
+    command = [sys.executable, "-m", "spanloop.main", "feedback", "import", "--json"]
+    done = subprocess.run(
+        [*command, "--store", f"chdb://{tmp_path}/s", str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["stored"] == 1
+
+
+def test_the_longest_texts_fit_into_a_request() -> None:
+    row = {name: "🙂" * length for name, length in MAX_TEXT.items()} | {"value": 1, "trace_id": TRACE}
+    assert len(export_request([read_feedback(row, now_ns=CHANGED)])) * _BATCH_ROWS < MAX_BODY_BYTES
+
+
+def test_a_file_that_is_too_old_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANLOOP_RETENTION_DAYS", "30")
+    file = written(tmp_path / "f.csv", "name,value,response_id,time\na,1,r,\nb,1,r,2020-01-01\n")
+    os.utime(file, (10**9, 10**9))
+    told = import_(f"chdb://{tmp_path}/s", file).output
+    assert "line 2: time: the file has a time before" in told
+    assert "line 3: time: has a time before" in told
+
+
 @pytest.mark.parametrize("delimiter", [";", "\t", ","])
 def test_delimiters_of_spreadsheets(tmp_path: Path, delimiter: str) -> None:
     text = delimiter.join(["Name ", "VALUE"]) + "\r\n" + delimiter.join(["n", "1"]) + "\r\n"
@@ -183,8 +253,24 @@ def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
         ("name,name\nn,n\n", "twice"),
         ('"name\n', "line 1"),
         (b"PAR1 nonsense", "Parquet"),
+        (gzip.compress(b"name,value\n"), "is compressed"),
+        ("name,value\n".encode("utf-16"), "is UTF-16"),
+        ('[{"name": "n"}]', "is a JSON list"),
     ],
-    ids=["empty", "blank", "unknown", "nameless", "twice", "quote", "parquet"],
+    ids=[
+        *(
+            "empty",
+            "blank",
+            "unknown",
+            "nameless",
+            "twice",
+            "quote",
+            "parquet",
+            "gzip",
+            "utf-16",
+            "json-list",
+        ),
+    ],
 )
 def test_files_of_which_nothing_can_be_taken(tmp_path: Path, content: str | bytes, why: str) -> None:
     with pytest.raises(ImportFailed, match=why) as caught:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import re
-from collections.abc import Iterator
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -15,31 +16,21 @@ import aiohttp
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.collector.gateway_house import MESSAGES, House, gateway, quick_polls, send
-from tests.helpers.openai_stub import Stub, openai_stub
-from tests.helpers.otlp_receiver import Receiver, otlp_receiver
+from tests.collector.gateway_house import MESSAGES, House, gateway, quick_polls, receiver, send, stub
+from tests.helpers.openai_stub import Stub
+from tests.helpers.otlp_receiver import Receiver
+from yarl import URL
 
+from spanloop_collector.diagnostics import log_to_stderr
 from spanloop_collector.gateway import bodies
 from spanloop_collector.gateway.calls import APIS
 from spanloop_collector.gateway.openapi import document
 from spanloop_collector.gateway.privacy import Privacy
 from spanloop_exporter.redaction.redactor import Redactor
 
-__all__ = ["quick_polls"]
+__all__ = ["quick_polls", "receiver", "stub"]
 
 PATHS = [f"/v1{api.path}" for api in APIS]
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with otlp_receiver() as running:
-        yield running
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with openai_stub() as running:
-        yield running
 
 
 def state(house: House) -> dict[str, Any]:
@@ -156,6 +147,23 @@ def test_tokens_open_what_they_are_for(stub: Stub, receiver: Receiver) -> None:
         ]
         assert [status("/metrics", token) for token in ("call", "root", "look")] == [401, 401, 200]
         assert [status("/openapi.json", token) for token in ("call", "x")] == [200, 401]
+
+
+def test_a_body_that_nobody_unpacks_fills_no_log(
+    stub: Stub, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    log_to_stderr(logging.INFO)
+    with gateway(stub, receiver, token="call") as house:
+        call = b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-encoding: gzip\r\ncontent-length: 7\r\n\r\nno gzip"
+        for request, status in ((call, b"401"), (b"GET /\xff HTTP/1.1\r\n\r\n", b"400")):
+            url = URL(house.url)
+            with (
+                socket.create_connection((url.host, url.port)) as connection,
+                connection.makefile("rb") as answer,
+            ):
+                connection.sendall(request)
+                assert answer.read().split()[1] == status  # to its end: the connection is closed
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 def test_metrics_are_what_prometheus_reads(stub: Stub, receiver: Receiver) -> None:

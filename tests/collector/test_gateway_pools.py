@@ -6,34 +6,30 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import openai
 import pytest
 from aiohttp import web
-from tests.collector.gateway_house import MESSAGES, House, gateway, quick_polls, scripted, send
+from aiohttp.test_utils import make_mocked_request
+from tests.collector.gateway_house import MESSAGES, House, gateway, quick_polls, receiver, scripted, send
 from tests.helpers.openai_stub import Stub, openai_stub
-from tests.helpers.otlp_receiver import Receiver, otlp_receiver
+from tests.helpers.otlp_receiver import Receiver
 
-from spanloop_collector.gateway import backends, pools
+from spanloop_collector.gateway import backends, exchange, pools
 from spanloop_collector.gateway.backends import Backend
-from spanloop_collector.gateway.errors import ClientError
+from spanloop_collector.gateway.errors import ClientError, unreachable
 from spanloop_collector.gateway.pools import Pool
+from spanloop_collector.gateway.record import Call
 
-__all__ = ["quick_polls"]
+__all__ = ["quick_polls", "receiver"]
 
 CALL = b'{"model":"m","messages":[]}'
 GONE = "http://127.0.0.1:1/v1"  # port 1 needs root to listen on: nothing does
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with otlp_receiver() as running:
-        yield running
 
 
 def ask(house: House) -> tuple[int, Any]:
@@ -240,10 +236,33 @@ def test_calls_go_to_the_least_busy_and_those_that_wait_come_in_order() -> None:
     asyncio.run(go())
 
 
+def test_a_client_that_takes_nothing_more_keeps_no_place_when_its_stream_breaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stalled(web.StreamResponse):
+        async def write(self, data: Any) -> None:  # as the real one
+            await asyncio.Event().wait()
+
+    async def go() -> Call:
+        attempt = Mock(request=make_mocked_request("POST", "/"), call=Call("m"))
+        attempt.reader.halfway = False
+        await exchange._broken_off(attempt, Stalled(), unreachable("m", GONE, "it broke"))
+        return attempt.call  # type: ignore[no-any-return]  # the one above
+
+    monkeypatch.setattr(exchange, "_LAST_WORDS_S", 0.01)
+    assert asyncio.run(go()).error_type == "upstream_unreachable"
+
+
 def test_a_back_end_is_out_for_a_growing_while() -> None:
     backend = Backend("http://user:secret@a/v1", "m")
     assert backend.well
     assert backend.shown == "http://a/v1"
+    asked = Backend("http://user:secret@a/v1/?version=1&key=k", "m")
+    assert asked.shown == "http://a/v1"
+    assert [str(asked.url(path)) for path in ("/models", "/files?x=%20")] == [
+        "http://a/v1/models?version=1&key=k",
+        "http://a/v1/files?version=1&key=k&x=%20",
+    ]
     pauses = []
     for _ in range(9):
         backend.failed("no")

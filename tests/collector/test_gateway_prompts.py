@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spanloop_collector.gateway.prompts import Applied, BookReader, Prompts
+from spanloop_collector.gateway.prompts import Applied, Book, BookReader, Prompts, words
 from spanloop_collector.gateway.prompts.finding import find
 from spanloop_collector.gateway.prompts.service import MAX_CHARS
 from spanloop_collector.gateway.versions import Snapshot
+from spanloop_exporter.redaction.redactor import Redactor
 from spanloop_store import Engine, StoreUnavailable, registry
 from spanloop_store.prompts import PromptVersion, register_prompt, revise_prompt
+from spanloop_store.templates import Template
 
 TEXT = "You are the support agent of a bakery, and kind. Today is {}."
 USER = {"role": "user", "content": "Is there rye bread?"}
@@ -405,3 +408,138 @@ def test_the_registry_is_read_again_only_when_it_has_changed(house: House) -> No
     assert third.versions["p", 1].content == "two"
     house.point(1, name="p")
     assert house.read(house.client).target("p") is not None
+
+
+@pytest.mark.parametrize(
+    ("known", "text"),
+    [
+        ("You serve {{first}} {{last}} of the bakery, kindly.", "You serve Anna Maria Muster of the bakery, kindly."),
+        ("You serve {{first}}{{last}} of the bakery, kindly.", "You serve Anna of the bakery, kindly."),
+    ],
+    ids=["blank", "nothing"],
+)  # fmt: skip
+def test_values_that_cannot_be_told_apart_are_put_nowhere(house: House, known: str, text: str) -> None:
+    register_prompt(house.client, "small", known)
+    register_prompt(house.client, "small", "Serve {{last}}, {{first}}.")
+    register_prompt(house.client, "small", known.replace("kindly", "gladly"))
+    register_prompt(house.client, "small", "Serve whoever comes.")
+    house.point(2)
+    body = chat(text)
+    applied = house.apply(body)
+    assert applied.body is body
+    assert applied.version == "small@1"
+    assert applied.skipped == "small@2: what stands in the places of small@1 cannot be told apart"
+    house.point(3)  # where all of it comes out the same, nothing can go wrong
+    assert house.apply(body).body == chat(text.replace("kindly", "gladly"))
+    house.point(4)
+    assert house.apply(body).body == chat("Serve whoever comes.")
+
+
+@given(
+    st.lists(st.text("ab ", max_size=4), min_size=2, max_size=5),
+    st.lists(st.text("ab ", max_size=4), min_size=4, max_size=4),
+)
+def test_a_text_has_other_values_if_there_are_any(literals: list[str], values: list[str]) -> None:
+    template = Template(tuple(literals), tuple(f"p{number}" for number in range(len(literals) - 1)))
+    named = dict(zip(template.names, values, strict=False))
+    text = template.render(named)
+    first, other = template.match(text), template.other_values(text)
+    assert first is not None
+    assert template.render(first) == text
+    if other is not None:
+        assert (other != first, template.render(other)) == (True, text)
+    if first != named:
+        assert other is not None
+
+
+def test_values_are_put_in_as_they_are(house: House) -> None:
+    """Whatever they look like: braces, backslashes, expressions, nothing at all."""
+    register_prompt(house.client, "small", "You serve {{who}}, the {{who}} of the bakery.")
+    register_prompt(
+        house.client,
+        "small",
+        r"\{{who}}: {{who}}{{who}}.",
+        examples=[{"role": "user", "content": "{{who}}?"}],
+    )
+    house.point(2)
+    for value in ("{{who}}", r"\{{who}}", r"\1\g<0>.*$", "{}{0}%s", "", "a\nb", "ü€😀"):
+        applied = house.apply(chat(f"You serve {value}, the {value} of the bakery."))
+        said = [{"role": "user", "content": f"{value}?"}]
+        assert applied.body == chat(f"{{{{who}}}}: {value}{value}.", *said, USER)
+    two = chat("You serve Anna, the Bob of the bakery.")  # one place with two values
+    assert house.apply(two).body is two
+
+
+def test_instructions_that_are_no_text_stay(house: House) -> None:
+    register_prompt(house.client, "small", TEXT)
+    register_prompt(house.client, "small", "Short.")
+    house.point(2)
+    listed = [{"role": "user", "content": "whatever this is"}]
+    body = {"model": "small", "instructions": listed, "input": [{"role": "developer", "content": TEXT}, USER]}
+    placed = house.apply(body).body
+    assert placed["instructions"] == listed
+    assert placed["input"] == [{"role": "developer", "content": "Short."}, USER]
+
+
+def test_a_pseudonym_of_another_version_is_not_sent_either(house: House) -> None:
+    """The key was changed since; rolled back to the old text, the agent would show redaction's word for it."""
+    house.redact = Redactor(b"0123456789abcdef").redact_text
+    house.restart()
+    keys = ["AKIA" + "IOSFODNN7" + end for end in ("QWERTYU", "ASDFGHJ")]
+    text = "The key of the bakery's own tool is {} ; use it for nothing else."
+    house.apply(chat(text.format(keys[0])))
+    house.apply(chat(text.format(keys[1]).replace("nothing", "nothing at all")))
+    assert [version.id for version in registry.prompts(house.client)] == ["small@1", "small@2"]
+    plain = chat("You sell bread, and have no key at all.")
+    house.apply(plain)
+    house.point(1)
+    for body in (chat(text.format(keys[1]).replace("nothing", "nothing at all")), chat(text.format(keys[0]))):
+        assert house.apply(body).body is body
+    register_prompt(house.client, "small", "You sell bread, and have no key at all. Never.")
+    assert "~" in registry.prompts(house.client)[0].content
+
+
+def test_nobody_is_everybody(house: House) -> None:
+    """The registry's word for "any service" is no name that a client may take."""
+    house.apply(chat(TEXT), headers={"x-spanloop-service": "*"})
+    assert [version.metadata["agent"] for version in registry.prompts(house.client)] == [""]
+
+
+def test_what_a_client_calls_itself_is_recorded_in_bounds(house: House) -> None:
+    tools = [{"type": "function", "function": {"name": f"t{number}"}} for number in range(3000)]
+    tools.append({"type": "function", "function": {"name": "long" * 1000}})
+    body = chat(TEXT, tools=tools) | {"model": "m" * 100_000}
+    house.apply(body, headers={"x-spanloop-service": "s" * 8000})
+    (made,) = registry.prompts(house.client)
+    assert len(made.name) <= 200
+    assert len(json.dumps(made.metadata)) < 10_000
+
+
+def test_what_somebody_writes_is_theirs_even_where_an_agent_said_it_first(house: House) -> None:
+    house.apply(chat(TEXT.format("2026-03-01")))
+    (learnt,) = registry.prompts(house.client)
+    written = register_prompt(house.client, "small", learnt.content)
+    assert (written.id, written.learnt, written.metadata["agent"]) == ("small@1", False, "")
+    for day in range(2, 6):
+        house.apply(chat(TEXT.format(f"2026-03-0{day}")))
+    assert registry.prompt(house.client, "small@1").content == learnt.content
+    assert registry.prompt(house.client, "small@2").content == TEXT.format("{{variable_1}}")
+
+
+def test_many_long_prompts_do_not_hold_up_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are split into words when something new is compared with them, in the thread."""
+    threads = set[int]()
+    split = words.split
+
+    def noted(text: str) -> list[Any]:
+        threads.add(threading.get_ident())
+        return split(text)
+
+    for module in ("known", "learning", "generalise"):
+        monkeypatch.setattr(f"spanloop_collector.gateway.prompts.{module}.split", noted)
+    versions = [PromptVersion("p", number, f"{number} {TEXT}") for number in range(1, 9)]
+    prompts = Prompts(None)
+    prompts.start()
+    prompts.apply(chat("else"), Snapshot(prompts=Book({(one.name, one.version): one for one in versions})))
+    prompts.stop()
+    assert threading.get_ident() not in threads

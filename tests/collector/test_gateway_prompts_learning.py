@@ -13,7 +13,8 @@ import pytest
 
 from spanloop_collector.gateway.privacy import Privacy
 from spanloop_collector.gateway.prompts.index import MIN_FIXED_CHARS
-from spanloop_collector.gateway.prompts.learning import Caller, Learner
+from spanloop_collector.gateway.prompts.known import Caller
+from spanloop_collector.gateway.prompts.learning import Learner
 from spanloop_store import Engine, registry
 from spanloop_store.prompts import PromptVersion, register_prompt, revise_prompt
 
@@ -383,6 +384,20 @@ def test_an_agent_whose_every_prompt_is_another_one_is_given_up(
     rng = random.Random(8)
     for _ in range(20):
         house.learner.learn(prose(30, rng), CALLER)
+    assert len(house.live()) == 5
+    assert len([line for line in caplog.messages if "no more are learnt" in line]) == 1
+
+
+@pytest.mark.parametrize("limit", ["MAX_KNOWN", "MAX_KNOWN_CHARS"])
+def test_ever_new_services_are_given_up_too(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: str
+) -> None:
+    """Whoever calls names the service: a header that differs each time must not fill store and memory."""
+    text = "You are the support agent of a bakery, and kind."
+    size = {"MAX_KNOWN": 5, "MAX_KNOWN_CHARS": 5 * len(text)}[limit]
+    monkeypatch.setattr(f"spanloop_collector.gateway.prompts.learning.{limit}", size)
+    for number in range(20):
+        house.learner.learn(text, Caller(f"service-{number}"))
     assert len(house.live()) == 5
     assert len([line for line in caplog.messages if "no more are learnt" in line]) == 1
 

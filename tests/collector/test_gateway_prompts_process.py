@@ -125,7 +125,9 @@ def test_a_promoted_prompt_reaches_an_unmodified_agent_and_rolls_back(tmp_path: 
             agent.call("2026-03-03")
             assert messages(stub)[0]["content"] == SENT.format("2026-03-03")  # recorded, not promoted
 
-            moved = spanloop(store, "point", "small@2", "--why", "it is shorter", "--who", "me")
+            moved = spanloop(
+                store, "point", "small@2", "--without-evaluation", "--why", "it is shorter", "--who", "me"
+            )
             assert (moved["version"], moved["previous_version"]) == (2, 0)
             first = "You sell bread. Date: 2026-03-04. Braces stay: {{variable_1}}."
             assert snapshot_reaches(gateway, agent, stub, "2026-03-04", first) == [

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.collector.gateway_house import MESSAGES, House, gateway, quick_polls, send
+from tests.collector.gateway_house import MESSAGES, House, gateway, quick_polls, receiver, send, stub
 from tests.helpers.openai_stub import Stub, openai_stub
-from tests.helpers.otlp_receiver import Receiver, otlp_receiver
+from tests.helpers.otlp_receiver import Receiver
 
 from spanloop_collector.gateway.errors import GatewayConfigError
+from spanloop_collector.gateway.prompts import Applied, Prompts
 from spanloop_collector.gateway.routing import canary_of, is_canary, session_of
-from spanloop_collector.gateway.settings import GatewaySettings
+from spanloop_collector.gateway.settings import TABLES, GatewaySettings
 from spanloop_collector.gateway.versions import Snapshot
+from spanloop_trainer.config import Config
 
-__all__ = ["quick_polls"]
+__all__ = ["quick_polls", "receiver", "stub"]
 
 SNAPSHOT = Snapshot.of(
     [("calculator", 1), ("calculator", 2)], [("calculator", "production", 1), ("calculator", "candidate", 2)]
 )
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with otlp_receiver() as running:
-        yield running
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with openai_stub() as running:
-        yield running
 
 
 def both(house: House) -> None:
@@ -157,41 +146,27 @@ def test_responses_take_the_settings_that_they_have(receiver: Receiver) -> None:
         }
 
 
-@dataclass(frozen=True)
-class Applied:
-    body: dict[str, Any]
-    version: str | None
-    requested: str | None
-    skipped: str | None = None
-
-
-class Shout:
-    """A hook as the one for prompts: the promoted system prompt is the old one in capitals."""
+class Shout(Prompts):
+    """The promoted system prompt is the old one in capitals."""
 
     def apply(
         self,
         body: dict[str, Any],
-        snapshot: Snapshot | None,
-        headers: Mapping[str, str],
-        session: str,
+        snapshot: object,  # what the real one asks
+        headers: Mapping[str, str] | None = None,  # the same
+        session: str = "",  # the same
         *,
-        candidate: bool,
+        candidate: bool = False,  # the same
     ) -> Applied:
         messages = [
             {**message, "content": message["content"].upper()} if message["role"] == "system" else message
             for message in body["messages"]
         ]
-        return Applied({**body, "messages": messages}, "polite@2", "polite@1")
-
-    def start(self) -> None:
-        """Nothing to begin."""
-
-    def stop(self) -> None:
-        """Nothing to end."""
+        return Applied({**body, "messages": messages}, requested="polite@1", _version="polite@2")
 
 
 def test_a_prompt_hook_changes_the_messages_and_leaves_the_rest(stub: Stub, receiver: Receiver) -> None:
-    with gateway(stub, receiver, prompts=Shout()) as house:
+    with gateway(stub, receiver, prompts=Shout(None)) as house:
         body = b'{"model":"m", "messages" : [{"role":"system","content":"be nice"}] , "stop":["\\u00e9"]}'
         assert send("POST", house.url + "/v1/chat/completions", body)[0] == 200
         (span,) = house.spans()
@@ -213,6 +188,15 @@ def test_settings_are_read_from_the_file(tmp_path: Path) -> None:
     assert settings.sampling["calculator@candidate"].values == {"temperature": 1.0}
     assert settings.sampling["calculator@candidate"].override
     assert GatewaySettings.read(None) == GatewaySettings()
+
+
+def test_a_misspelt_table_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "spanloop.toml"
+    file.write_text("[gatway]\nretries = 0\n")
+    with pytest.raises(GatewayConfigError, match=r"spanloop\.toml: gatway: there is no such table"):
+        GatewaySettings.read(file)
+    # What `build` reads is no mistake here.
+    assert frozenset(Config.model_fields) == TABLES
 
 
 @pytest.mark.parametrize(

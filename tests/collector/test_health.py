@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 from tests.collector.capture_process import running, trace_request
+from tests.collector.otlp_calls import export
 from tests.collector.receivers import receivers
 from tests.collector.test_capture import post
-from tests.collector.test_otlp import export
 
 from spanloop.main import cli
 from spanloop_collector.statistics import Gauge, Statistics
@@ -36,7 +36,7 @@ def test_metrics_are_read_by_prometheus_and_count(tmp_path: Path) -> None:
     quarantine = tmp_path / "quarantine"
     quarantine.mkdir()
     (quarantine / "traces-1.otlp.0.otlp").write_bytes(b"12345")
-    (quarantine / "traces-1.otlp.0.reason.txt").write_bytes(b"not counted")
+    (quarantine / "traces-1.otlp.0.otlp.reason.txt").write_bytes(b"not counted")
     with receivers(tmp_path, min_free_bytes=1) as both:
         before = samples(both.post("/metrics", method="GET").body.decode())
         body = trace_request("a", "b").SerializeToString()

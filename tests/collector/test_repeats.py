@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from tests.collector.capture_process import running, trace_request
+from tests.collector.otlp_calls import export
 from tests.collector.receivers import Receivers, receivers
-from tests.collector.test_otlp import export
 
 from spanloop_collector.folders import Folders, Logs, recovered
 from spanloop_collector.http_receiver import REPEATED_HEADER

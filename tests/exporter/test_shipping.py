@@ -6,6 +6,8 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -166,21 +168,24 @@ def test_a_request_that_is_too_large_is_halved_until_it_fits(
     assert Path(f"{alone}.reason.txt").read_text().startswith("HTTP 413")
 
 
+def in_pieces(limit: int, *, taken: bool = False) -> Callable[[bytes], Said | None]:
+    """Takes bodies of up to so many bytes; the second of those it answers with "later", whether or not it took it."""
+    fitting = count(1)
+
+    def judge(body: bytes) -> Said | None:
+        if len(body) > limit:
+            return Said(413)
+        return Said(503, (("Retry-After", "3000"),), taken=taken) if next(fitting) == 2 else None
+
+    return judge
+
+
 def test_pieces_that_arrived_are_not_sent_again_by_the_next_process(
     provide: Provide, target: Target, folder: Path
 ) -> None:
     provider = provide()
     ids = end(provider, 8, size=1500)
-    fitting = 0
-
-    def judge(body: bytes) -> Said | None:
-        nonlocal fitting
-        if len(body) > 7000:
-            return Said(413)
-        fitting += 1
-        return Said(503, (("Retry-After", "3000"),)) if fitting == 2 else None
-
-    target.judge = judge
+    target.judge = in_pieces(7000)
     assert not provider.force_flush(FLUSH_MS)
     assert provider.force_flush(FLUSH_MS)
     assert arrived_once(target, ids)
@@ -194,16 +199,7 @@ def test_a_piece_whose_answer_got_lost_is_the_same_piece_again(
     """Eight spans go as 2 + 2 + 4, since four are too large; of the second piece nobody hears that it arrived."""
     provider = provide()
     ids = end(provider, 8, size=1500)
-    fitting = 0
-
-    def judge(body: bytes) -> Said | None:
-        nonlocal fitting
-        if len(body) > 4000:
-            return Said(413)
-        fitting += 1
-        return Said(503, (("Retry-After", "3000"),), taken=True) if fitting == 2 else None
-
-    target.judge = judge
+    target.judge = in_pieces(4000, taken=True)
     assert not provider.force_flush(FLUSH_MS)
     if dies:
         provider.shutdown()

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import lz4.block
 import pytest
+from bench.fuzz.drawn import check_drawn
 from bench.fuzz.endpoint import Ask, Endpoint, asks
 from bench.fuzz.served import Served, serving
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 RUNS, EXAMPLES = 3, 300
 
@@ -29,19 +29,7 @@ def endpoint(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.mark.parametrize("run", range(RUNS))
 def test_mutated_requests(endpoint: Endpoint, run: int) -> None:
-    @seed(run)
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(asks())
-    def check(ask: Ask) -> None:
-        endpoint.check(ask)
-
-    check()
+    check_drawn(asks(), endpoint.check, EXAMPLES, run)
     assert endpoint.answers["200"] > 10 * (run + 1), "hardly a request is answered: nothing is tried"
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from bench.fuzz.described import Described, Sent
+from bench.fuzz.drawn import check_drawn
 from bench.fuzz.feedback import FeedbackTarget
 from bench.fuzz.gateway import GatewayTarget, gateway_target
 from bench.fuzz.served import Served, serving
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 RUNS, EXAMPLES = 2, 250  # of each; 20,000 of them: python -m bench.fuzz --target gateway --n 20000
 
@@ -33,25 +32,9 @@ def feedback(served: Served) -> Iterator[FeedbackTarget]:
     target.close()
 
 
-def run(target: Described, number: int) -> None:
-    @seed(number)
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(target.requests())
-    def check(sent: Sent) -> None:
-        target.check(sent)
-
-    check()
-
-
 @pytest.mark.parametrize("number", range(RUNS))
 def test_gateway(gateway: GatewayTarget, number: int) -> None:
-    run(gateway, number)
+    check_drawn(gateway.requests(), gateway.check, EXAMPLES, number)
     assert gateway.answers["200"] > 25 * (number + 1), "hardly a request is answered: nothing is tried"
     assert gateway.answers["400"] > 10, "hardly a request is refused: nothing is tried"
     gateway.settle()
@@ -59,7 +42,7 @@ def test_gateway(gateway: GatewayTarget, number: int) -> None:
 
 @pytest.mark.parametrize("number", range(RUNS))
 def test_feedback(feedback: FeedbackTarget, number: int) -> None:
-    run(feedback, number)
+    check_drawn(feedback.requests(), feedback.check, EXAMPLES, number)
     assert feedback.answers["200"] > 20 * (number + 1), "hardly a request is taken: nothing is tried"
     assert feedback.answers["422"] > 20 * (number + 1), "hardly a request is refused: nothing is tried"
     feedback.settle()

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from bench.fuzz.drawn import check_drawn
 from bench.fuzz.otlp import JSON, PROTOBUF, Export, Receivers, exports
 from bench.fuzz.served import serving
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 RUNS, EXAMPLES = 4, 275  # 100,000 of them: python -m bench.fuzz --n 100000
 
@@ -23,19 +23,7 @@ def receivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receivers]:
 
 @pytest.mark.parametrize("run", range(RUNS))
 def test_mutated_requests(receivers: Receivers, run: int) -> None:
-    @seed(run)
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(exports())
-    def check(export: Export) -> None:
-        receivers.check(export)
-
-    check()
+    check_drawn(exports(), receivers.check, EXAMPLES, run)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """An upstream whose answer follows from the request alone, so that the same request, sent twice, is answered with the same bytes.
 
-It speaks as two kinds of server do: OpenAI's (nothing to add, nothing to take out) and vLLM's (token ids where asked for).
+It speaks as two kinds of server do: OpenAI's (nothing to add, nothing to take out) and vLLM's (token ids where asked for, null
+where not).
 What a request's model is called decides how its answer goes wrong.
 """
 
@@ -18,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from bench.gateway.process import serve
 from tests.helpers import openai_responses
-from tests.helpers.openai_stub import serve_app, tool_call, tool_calls
+from tests.helpers.openai_stub import tool_call, tool_calls
 
 WORDS = ["Zwei", " und", " zwei", " sind", " “vier” \n", "🙂", "."]
 PROMPT_IDS = [11, 12, 13]
@@ -158,8 +160,9 @@ class Upstream:
             }
             if body.get("logprobs"):
                 choice["logprobs"] = {"content": _entries(body), "refusal": None}
-            if self._gives_ids(body):
-                choice["token_ids"] = [*range(100 + index, 100 + index + len(WORDS))]
+            if self.owner == "vllm":
+                ids = [*range(100 + index, 100 + index + len(WORDS))]
+                choice["token_ids"] = ids if self._gives_ids(body) else None
             choices.append(choice)
         answer: dict[str, Any] = {
             "id": name,
@@ -176,8 +179,8 @@ class Upstream:
             "service_tier": "default",
             "system_fingerprint": "fp_1",
         }
-        if self._gives_ids(body):
-            answer["prompt_token_ids"] = PROMPT_IDS
+        if self.owner == "vllm":
+            answer["prompt_token_ids"] = PROMPT_IDS if self._gives_ids(body) else None
         return answer
 
     def _gives_ids(self, body: dict[str, Any]) -> bool:
@@ -204,9 +207,10 @@ class Upstream:
                     "top_logprobs": [{WORDS[i]: -0.5 - i} for i in numbers],
                     "text_offset": [*numbers],
                 }
-            if self._gives_ids(body):
-                made |= {"token_ids": [100 + i for i in range(first, first + count)]}
-                made |= {"prompt_token_ids": PROMPT_IDS if first == 0 else None}
+            if self.owner == "vllm":
+                gives = self._gives_ids(body)
+                made |= {"token_ids": [100 + i for i in range(first, first + count)] if gives else None}
+                made |= {"prompt_token_ids": PROMPT_IDS if gives and first == 0 else None}
             return made
 
         if not body.get("stream"):
@@ -224,9 +228,11 @@ class Upstream:
         message = _message(openai_responses.as_chat(body, []), 0)
         answer = openai_responses.response(body, message, 1, body["model"])
         answer["id"] = "resp_" + _digest(body)
-        if self.owner == "vllm" and body.get("enable_response_messages"):
-            answer["input_messages"] = [{"type": "raw_message_tokens", "message": "", "tokens": PROMPT_IDS}]
-            answer["output_messages"] = [{"type": "raw_message_tokens", "message": "", "tokens": [7, 8, 9]}]
+        if self.owner == "vllm":
+            shown = bool(body.get("enable_response_messages"))
+            for name, tokens in (("input_messages", PROMPT_IDS), ("output_messages", [7, 8, 9])):
+                raw = {"type": "raw_message_tokens", "message": "", "tokens": tokens}
+                answer[name] = [raw] if shown else None
         if not body.get("stream"):
             return web.json_response(answer, headers={"x-request-id": answer["id"]})
         events = [
@@ -344,10 +350,10 @@ def _chunks(body: dict[str, Any], answer: dict[str, Any]) -> Iterator[dict[str, 
             if body.get("logprobs") and delta.get("content"):
                 made["logprobs"] = {"content": [_entry(body, delta["content"], place)], "refusal": None}
             if "token_ids" in choice and (delta.get("content") or delta.get("tool_calls")):
-                made["token_ids"] = [100 + place]
+                made["token_ids"] = choice["token_ids"] and [100 + place]
             chunk = {**head, "choices": [made]}
             if first and "prompt_token_ids" in answer:
-                chunk["prompt_token_ids"] = PROMPT_IDS
+                chunk["prompt_token_ids"] = answer["prompt_token_ids"]
             first = False
             yield chunk
     if (body.get("stream_options") or {}).get("include_usage"):
@@ -364,6 +370,6 @@ async def _acquire(gate: threading.Semaphore) -> None:
 def upstream(owner: str = "openai") -> Iterator[Upstream]:
     """A running one."""
     made = Upstream(owner)
-    with serve_app(made.app(), handler_cancellation=True) as url:
+    with serve(made.app()) as url:
         made.url = url + "/v1"
         yield made

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from bench.gateway.process import serve
 from tests.helpers import openai_responses
 
 WORDS = ["two", " and", " two", " is", " four"]
@@ -309,31 +310,9 @@ async def _wait(event: threading.Event) -> None:
 
 
 @contextmanager
-def serve_app(app: web.Application, **runner_options: Any) -> Iterator[str]:
-    """Run an aiohttp application on a free loopback port in a thread; gives its base URL."""
-    loop = asyncio.new_event_loop()
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, **runner_options)
-
-    async def start() -> str:
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{runner.addresses[0][1]}"
-
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    try:
-        yield asyncio.run_coroutine_threadsafe(start(), loop).result(10)
-    finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
-
-
-@contextmanager
 def openai_stub(**options: Any) -> Iterator[Stub]:
     """A running stub; `stub.url` is its base URL, /v1 included."""
     stub = Stub(**options)
-    with serve_app(stub.app(), handler_cancellation=True) as url:
+    with serve(stub.app()) as url:
         stub.url = url + "/v1"
         yield stub

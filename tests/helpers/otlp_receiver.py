@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from bench.gateway.process import serve
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from tests.helpers.openai_stub import serve_app
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def otlp_receiver() -> Iterator[Receiver]:
     app = web.Application(client_max_size=2**28)
     app.router.add_get("/healthz", _ok)
     app.router.add_post("/v1/{signal}", receiver.handle)
-    with serve_app(app) as url:
+    with serve(app) as url:
         receiver.url = url
         yield receiver
 

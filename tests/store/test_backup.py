@@ -16,10 +16,11 @@ from spanloop_collector.repeats import Repeats
 from spanloop_exporter.segments import SegmentLog
 from spanloop_store import Engine, Owner, StoreUnavailable, StoreUrl, connect, remove_owner, write_owner
 from spanloop_store.archive import Writer
-from spanloop_store.backup import TABLES, backup, restore, row_hash
+from spanloop_store.backup import TABLES, backup, row_hash
 from spanloop_store.errors import BackupError
 from spanloop_store.migrate import migrations
 from spanloop_store.otlp.signals import Signal
+from spanloop_store.restore import restore
 from spanloop_store.tables import LOOKUP, read_columns
 
 SPANS = 300

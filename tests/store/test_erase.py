@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spanloop_store import Engine, erase, lineage, registry
-from spanloop_store.errors import EraseError
+from spanloop_store import Engine, audit, erase, lineage, prompts, registry
+from spanloop_store.errors import AuditError, EraseError
 from spanloop_store.otlp.queries import quote
 from spanloop_store.subjects import ATTRIBUTES, FIELDS, RESOURCE, Subject
 
@@ -243,6 +244,106 @@ def test_an_id_is_never_read_as_sql(store: tuple[Any, Path]) -> None:
     assert found.rows["otel_logs"] == 1
     assert ids(client) == [2]
     assert ids(client, "otel_logs") == []
+
+
+def test_rewards_without_a_trace_that_name_a_user_or_session(store: tuple[Any, Path]) -> None:
+    """A judgement that came before its span, or without one: the reward made of it goes as the record does."""
+    client, _ = store
+    for kind, key in (("user", "user.id"), ("session", "langfuse.session.id")):
+        client.command(
+            "INSERT INTO otel_logs (Timestamp, EventName, LogAttributes) SELECT now64(9), 'gen_ai.evaluation.result',"
+            " map('gen_ai.evaluation.name', 'helpful', 'gen_ai.evaluation.score.value', '1',"
+            f" 'gen_ai.evaluation.explanation', 'said {MARKER}', '{key}', concat('{kind}-', toString(number + 1)))"
+            " FROM numbers(2)"
+        )
+        found, deleted = run(client, kind, f"{kind}-1")
+        assert (found.rows["rewards"], found.rows["otel_logs"]) == (1, 1)
+        assert deleted.left == ()
+        left = client.query(f"SELECT attributes['{key}'] FROM rewards WHERE mapContains(attributes, '{key}')")
+        assert left.result_rows == [(f"{kind}-2",)]
+    client.command(
+        "INSERT INTO rewards (id, time, trace_id, attributes) VALUES"
+        f" ('r', now64(9), '{trace(7)}', map('user.id', 'user-2'))"
+    )
+    assert erase.find(client, Subject("user", "user-2")).traces == (trace(7),)
+
+
+def test_the_trail_of_late_arrivals_is_written_first(store: tuple[Any, Path]) -> None:
+    client, _ = store
+    span(client, 1, user__id="u")
+    run(client, "user", "u")
+    span(client, 1)
+    client.command("RENAME TABLE audit TO elsewhere")
+    with pytest.raises(AuditError):
+        erase.sweep(client)
+    assert ids(client) == [1]
+    client.command("RENAME TABLE elsewhere TO audit")
+    assert erase.sweep(client, "a collector") == {"otel_traces_trace_id_ts": 1, "otel_traces": 1}
+    (entry,) = audit.entries(client)
+    assert (entry.who, entry.subject, entry.details["rows"]["otel_traces"]) == (
+        "a collector",
+        "late arrivals",
+        1,
+    )
+
+
+def test_a_tables_own_lifetime_of_old_parts_stays(store: tuple[Any, Path]) -> None:
+    client, _ = store
+    for own, after in (("900", "old_parts_lifetime = 900"), ("0", "")):
+        client.command(f"ALTER TABLE otel_traces MODIFY SETTING old_parts_lifetime = {own}")
+        span(client, 1)
+        run(client, "trace", trace(1))
+        (definition,) = client.query(
+            "SELECT engine_full FROM system.tables WHERE name = 'otel_traces'"
+        ).result_rows[0]
+        assert (after in definition) if after else ("old_parts_lifetime" not in definition)
+
+
+def test_prompts_that_may_hold_a_persons_text(store: tuple[Any, Path]) -> None:
+    client, _ = store
+    for name, content, origin in (
+        ("a", "You help user-4711.", ""),
+        ("b", "Be kind.", "agent"),
+        ("c", "Be brief.", "agent"),
+        ("d", "Be kind.", ""),
+    ):
+        prompts.register_prompt(client, name, content, metadata={"origin": origin})
+    prompts.register_prompt(client, "e", "Answer.", examples=[{"role": "user", "content": "I am user-4711"}])
+    for number, user in ((1, "user-4711"), (2, "user-4711"), (3, "other")):
+        prompt = "b@1" if number < 3 else "c@1"
+        span(client, number, user__id=user, spanloop__prompt__version=prompt)
+    span(client, 4, user__id="user-4711", spanloop__prompt__version="c@1")
+    subject = Subject("user", "user-4711")
+    found = erase.find(client, subject)
+    told = lineage.trace_lineage(client, subject, found.traces, first=found.first, reads_files=True)
+    assert [hit.id for hit in told.prompts] == ["a@1", "e@1", "b@1"]
+    # Killed once the spans were gone: what was found then is in the trail.
+    audit.record(client, "erase", str(subject), {"prompts": [hit.id for hit in told.prompts]})
+    run(client, "user", "user-4711")
+    again = lineage.trace_lineage(client, subject, found.traces, first=None, reads_files=True)
+    assert [hit.id for hit in again.prompts] == ["a@1", "e@1", "b@1"]
+    assert lineage.trace_lineage(client, Subject("user", "x"), (), first=None, reads_files=True).prompts == ()
+
+
+def test_a_dataset_older_than_what_is_left_of_a_killed_run(store: tuple[Any, Path], tmp_path: Path) -> None:
+    """A session's first spans are gone, by a run that was killed or by the retention: the dataset still holds them."""
+    client, _ = store
+    client.command(
+        f"INSERT INTO FUNCTION file('{tmp_path}/transitions.parquet', Parquet,"
+        " 'trace_id String, episode_id String') VALUES ('t1', 's@x')"
+    )
+    registry.record_dataset(client, registry.Dataset("here", str(tmp_path), "", 1, 1, {}))
+    registry.record_dataset(client, registry.Dataset("elsewhere", "/nowhere/on/this/machine", "", 1, 1, {}))
+    later = datetime.now(UTC) + timedelta(days=1)
+    subject = Subject("session", "s")
+    found = lineage.trace_lineage(client, subject, (), first=later, reads_files=True)
+    assert [hit.id for hit in found.datasets] == ["here"]
+    span(client, 1, session__id="s", age_s=-86_400)
+    assert erase.find(client, subject).first is not None
+    erase.mark(client, erase.find(client, subject), "a test")
+    assert erase.find(client, subject).first is None
+    found = lineage.trace_lineage(client, subject, (), first=None, reads_files=True)
+    assert {hit.id for hit in found.datasets} == {"here", "elsewhere"}
 
 
 def test_datasets_and_models_that_learnt_from_it(store: tuple[Any, Path], tmp_path: Path) -> None:

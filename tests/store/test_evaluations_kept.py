@@ -11,8 +11,9 @@ from tests.store.evaluation_events import NAME, SCORE, T0, log_event, rewards, s
 
 import spanloop_store.engine as engine_module
 from spanloop_store import Engine, evaluations
-from spanloop_store.backup import backup, restore
+from spanloop_store.backup import backup
 from spanloop_store.migrate import migrate, migrations, schema_version
+from spanloop_store.restore import restore
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The registry: versions, aliases, and an audit trail whose order never wavers."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -122,10 +123,11 @@ def test_prompts_count_up_and_the_same_text_is_the_same_version(client: Any) -> 
     assert [version.id for version in registry.versions(client)] == ["bakery@1"]
 
 
-def test_two_who_take_one_number_at_once_get_two(client: Any) -> None:
-    """The row of another gateway that came first, between our look and our insert."""
-    column_names = ["kind", "name", "version", "content", "metadata"]
-    taken = ["prompt", "p", 1, "theirs", '{"key": "other"}']
+@pytest.mark.parametrize("kind", ["model", "prompt"])
+def test_two_who_take_one_number_at_once_get_two(client: Any, kind: str) -> None:
+    """The row of another process that came first, between our look and our insert."""
+    column_names = ["kind", "name", "version", "content", "uri", "metadata"]
+    taken = [kind, "p", 1, "theirs", "theirs", '{"key": "other"}']
 
     class Interrupted:
         def __getattr__(self, name: str) -> Any:
@@ -137,11 +139,29 @@ def test_two_who_take_one_number_at_once_get_two(client: Any) -> None:
             return client.insert(*args, **options)
 
     interrupted: Any = Interrupted()
-    assert registry.register_prompt(interrupted, "p", "ours").id == "p@2"
-    assert [(version.version, version.content) for version in registry.prompts(client)] == [
-        (1, "theirs"),
-        (2, "ours"),
-    ]
+    register = registry.register_model if kind == "model" else registry.register_prompt
+    assert register(interrupted, "p", "ours").id == "p@2"
+    found: list[Any] = registry.versions(client) if kind == "model" else registry.prompts(client)
+    said = [(one.version, one.uri if kind == "model" else one.content) for one in found]
+    assert said == [(1, "theirs"), (2, "ours")]
+    assert client.command("SELECT count() FROM resources") == 2  # what came too late is gone
+
+
+def test_registered_by_many_at_once_all_have_their_own_number(client: Any, engine: Engine) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = list(
+            pool.map(
+                lambda number: registry.register_model(
+                    engine.client(), "m", f"/{number}", metadata={"n": number}
+                ),
+                range(12),
+            )
+        )
+    assert len({one.version for one in made}) == 12  # a number that two wanted may be left out
+    assert {(one.version, one.uri, one.metadata["n"]) for one in registry.versions(client)} == {
+        (one.version, f"/{number}", number) for number, one in enumerate(made)
+    }
+    assert all(set(one.metadata) == {"n"} for one in made)
 
 
 def test_a_learnt_version_is_revised_in_place_and_a_written_one_never(client: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.store.raw_store import fill
 
-from spanloop_store import Engine
+from spanloop_store import Engine, audit
 from spanloop_store.errors import StoreSettingError
 from spanloop_store.retention import DEFAULT_DAYS, MOST_DAYS, configured_days, read_retention, set_retention
 from spanloop_store.tables import REGISTRY, TIME_COLUMNS, read_tables
@@ -54,6 +54,17 @@ def test_old_partitions_go_and_young_ones_stay(client: Any) -> None:
     for table in TIME_COLUMNS:
         client.command(f"ALTER TABLE {table} MATERIALIZE TTL SETTINGS mutations_sync = 1")
     assert names(client) == [{"new"}] * 4
+
+
+def test_each_change_is_in_the_audit_trail(client: Any) -> None:
+    set_retention(client, 30)
+    set_retention(client, None)
+    latest, first = audit.entries(client)
+    assert [(entry.action, entry.subject) for entry in (first, latest)] == [
+        ("retention", "30 days"),
+        ("retention", "for ever"),
+    ]
+    assert latest.details["before"] == dict.fromkeys(TIME_COLUMNS, 30)
 
 
 def test_off_keeps_everything(client: Any) -> None:

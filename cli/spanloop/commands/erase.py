@@ -232,13 +232,16 @@ def _print(report: dict[str, Any]) -> None:
         click.echo(f"  … and {more} more files (--json has all)")
     if not any(report["rows"].values()) and not report["files"]:
         click.echo("  nothing of it is here" + ("" if report["dry_run"] else "; what comes later is removed"))
-    for title, key in (("datasets", "datasets"), ("models", "models")):
+    for title, key in (
+        ("datasets that hold some of it", "datasets"),
+        ("models that learnt from it", "models"),
+    ):
         lines = [
             f"{hit['id'][:16] if key == 'datasets' else hit['id']}  {hit['why']}  {hit['uri']}"
             + (f"  ← {', '.join(hit['aliases'])}" if hit.get("aliases") else "")
             for hit in report[key]
         ]
-        click.echo(f"{title} that learnt from it:" if lines else f"{title} that learnt from it: none")
+        click.echo(f"{title}:" if lines else f"{title}: none")
         for line in lines:
             click.echo(f"  {line}")
     if report["datasets"]:

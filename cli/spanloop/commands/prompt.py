@@ -30,7 +30,8 @@ _who_option = click.option("--who", help="Who decides.  [default: the user of th
     epilog=example("""
         spanloop prompt list
         spanloop prompt add support-bot --file better.txt
-        spanloop prompt point support-bot@2 --why "shorter answers won the trial"
+        spanloop prompt point support-bot@2 --alias candidate --why "shorter"
+        spanloop prompt point support-bot@2 --without-evaluation --why "shorter answers won the trial"
     """)
 )
 def command() -> None:
@@ -69,30 +70,40 @@ def list_(every: bool, store: str, as_json: bool) -> None:
         )
 
 
-@command.command(epilog=example("spanloop prompt show support-bot@1"))
+@command.command(
+    epilog=example("""
+        spanloop prompt show support-bot@1
+        spanloop prompt show support-bot > better.txt
+    """)
+)
 @click.argument("ref", metavar="NAME[@VERSION]")
 @store_option
 @json_option
 def show(ref: str, store: str, as_json: bool) -> None:
-    """Print one version: its text, places, examples and origin. Without a version: production, else the newest."""
+    """Print one version. Without a version: production, else the newest.
+
+    Standard output has the text alone, for a file that `add` takes; origin, places and examples go to standard error.
+    """
     found = _versions(store, ref)[0]
     if as_json:
         echo_json(_plain(found))
         return
-    click.secho(found.id, bold=True)
+    click.secho(found.id, bold=True, err=True)
     origin = "learnt from its agent" if found.learnt else "written here"
     click.echo(
-        f"  {origin}, {found.created:%Y-%m-%d %H:%M} UTC" + (f", from {found.parent}" if found.parent else "")
+        f"  {origin}, {found.created:%Y-%m-%d %H:%M} UTC"
+        + (f", from {found.parent}" if found.parent else ""),
+        err=True,
     )
     if found.same_as:
-        click.echo(f"  the same as {found.same_as}")
+        click.echo(f"  the same as {found.same_as}", err=True)
     if places := dict.fromkeys(found.template.names):
-        click.echo(f"  places: {', '.join(places)}")
+        click.echo(f"  places: {', '.join(places)}", err=True)
     click.echo(found.content)
     for message in found.examples:
-        click.secho(f"── example, {message['role']}", dim=True)
+        click.secho(f"── example, {message['role']}", dim=True, err=True)
         said = message.get("content")
-        click.echo(said if isinstance(said, str) else json.dumps(dict(message), ensure_ascii=False))
+        click.echo(said if isinstance(said, str) else json.dumps(dict(message), ensure_ascii=False), err=True)
 
 
 @command.command(epilog=example("spanloop prompt diff support-bot@1 support-bot@2"))
@@ -159,8 +170,9 @@ def add(name: str, path: Path, examples: Path | None, parent: str | None, store:
         )
     places = {place for one in live for place in one.template.names}
     missing = made.template.missing(places) if live else []
+    held = _held(content, shots)
     if as_json:
-        echo_json({**_plain(made), "unknown_places": missing})
+        echo_json({**_plain(made), "unknown_places": missing, "held": held})
         return
     click.echo(
         f"{made.id} is recorded"
@@ -172,27 +184,54 @@ def add(name: str, path: Path, examples: Path | None, parent: str | None, store:
             f"  no version of {name} has {', '.join(missing)}: calls that give no such value keep the agent's own text",
             fg="yellow",
         )
-    click.echo(f'next:  spanloop prompt point {made.id} --alias production --why "…"')
+    if held:
+        click.secho(
+            f"  it holds what redaction replaces elsewhere ({', '.join(held)}): it is stored and sent as it was written",
+            fg="yellow",
+        )
+    click.echo(f'next:  spanloop prompt point {made.id} --alias candidate --why "…"')
 
 
 @command.command(
-    epilog=example('spanloop prompt point support-bot@2 --alias production --why "won the trial"')
+    short_help="Have the gateway send this version.",
+    epilog=example("""
+        spanloop prompt point support-bot@2 --alias candidate --why "shorter answers"
+        spanloop prompt point support-bot@2 --without-evaluation --why "won the trial"
+    """),
 )
 @click.argument("ref", metavar="NAME@VERSION")
 @_alias_option
 @click.option("--why", required=True, help="A sentence for the audit trail.")
+@click.option(
+    "--without-evaluation",
+    is_flag=True,
+    help="Move production although no evaluation of prompts stands behind it: you have judged the version yourself.",
+)
 @_who_option
 @store_option
 @json_option
-def point(ref: str, alias: str, why: str, who: str | None, store: str, as_json: bool) -> None:
-    """Have the gateway send this version in place of what the agent sends, from its next call on."""
+def point(
+    ref: str, alias: str, why: str, without_evaluation: bool, who: str | None, store: str, as_json: bool
+) -> None:
+    """Have the gateway send this version in place of what the agent sends, from its next call on.
+
+    The gate of `spanloop promote` judges models, not prompts. Production therefore moves only with --without-evaluation;
+    the audit trail has it as `point`, with who and why.
+    """
     from contextlib import closing
 
     from spanloop_store import connect, registry
     from spanloop_store.audit import this_user
+    from spanloop_store.errors import RegistryError
 
     with closing(connect(store, make=False)) as client:
         version = registry.prompt(client, ref)
+        if alias == registry.PRODUCTION and not without_evaluation:
+            raise RegistryError(
+                f"no evaluation says that {version.id} is better, and production did not move",
+                f"spanloop prompt point {version.id} --alias candidate --why … tries it on the canary's sessions;"
+                " --without-evaluation moves production on your own judgement",
+            )
         moved = registry.point_alias(
             client,
             version.name,
@@ -206,7 +245,10 @@ def point(ref: str, alias: str, why: str, who: str | None, store: str, as_json: 
     _moved(moved, as_json)
 
 
-@command.command(epilog=example('spanloop prompt rollback support-bot --why "answers got too short"'))
+@command.command(
+    short_help="Point an alias to where it pointed before.",
+    epilog=example('spanloop prompt rollback support-bot --why "answers got too short"'),
+)
 @click.argument("name", metavar="NAME")
 @_alias_option
 @click.option("--why", default="", help="A sentence for the audit trail.")
@@ -264,6 +306,17 @@ def _read(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RegistryError(f"{path} is not UTF-8 at byte {error.start}", "save it as UTF-8 text") from error
+
+
+def _held(content: str, shots: list[Any]) -> list[str]:
+    """Kinds of secrets and personal data in a text that somebody wrote: they mean it, or did not notice."""
+    from spanloop_exporter.redaction.setup import redactor_for
+
+    redactor = redactor_for(None)
+    if redactor is None:
+        return []
+    texts = [content, *(json.dumps(shot, ensure_ascii=False) for shot in shots)]
+    return sorted({found.kind for text in texts for found in redactor.find(text.encode("utf-8", "replace"))})
 
 
 def _examples(path: Path) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -90,6 +91,7 @@ def _print_episode(steps: list[dict[str, Any]], dataset_id: str) -> None:
     click.echo(
         f"  start {head['start']} UTC   steps {head['step'] + 1 if len(steps) == 1 else steps[-1]['step'] + 1}"
     )
+    whole = [part for part in head["reward_parts"] if all(part in step["reward_parts"] for step in steps)]
     shown = 0
     for step in steps:
         choice = f", choice {step['choice']}" if step["sampling"]["n"] > 1 else ""
@@ -100,6 +102,8 @@ def _print_episode(steps: list[dict[str, Any]], dataset_id: str) -> None:
             f"{', ' + step['finish_reason'] if step['finish_reason'] else ''}{ids}  span {step['span_id']}",
             dim=True,
         )
+        if ran := _prompt(step["resources"]):
+            click.secho(f"  {ran}", dim=True)
         messages = json.loads(step["state"]) if step["state"] else []
         # Earlier messages were printed with the steps before, unless the agent rewrote its history.
         for message in messages[shown:] if shown <= len(messages) else messages:
@@ -109,13 +113,29 @@ def _print_episode(steps: list[dict[str, Any]], dataset_id: str) -> None:
             _print_message(json.loads(step["action"]))
             shown += step["next_span_id"] is not None
     click.secho("── reward", dim=True)
-    parts = steps[-1]["reward_parts"]
-    for part in parts:
-        version = f"@{part['version']}" if part["version"] else ""
-        click.echo(f"  {part['name']} = {part['value']:g}   {part['source']} {part['evaluator']}{version}")
-    last = next((step for step in reversed(steps) if step["reward"] is not None), None)
-    if last is None:
+    for part in whole:
+        _print_part(part)
+    for step in steps:
+        for part in step["reward_parts"]:
+            if part not in whole:
+                _print_part(part, f"   step {step['step']}")
+    scored = [step for step in steps if step["reward"] is not None]
+    if not scored:
         click.echo("  unscored")
-    else:
-        advantage = "none" if last["advantage"] is None else f"{last['advantage']:.4f}"
-        click.echo(f"  reward {last['reward']:g}   advantage {advantage}")
+        return
+    # Of one episode: its reward is the mean over its scored calls, its advantage the same for each of them.
+    advantage = "none" if scored[0]["advantage"] is None else f"{scored[0]['advantage']:.4f}"
+    click.echo(f"  reward {fmean(step['reward'] for step in scored):g}   advantage {advantage}")
+
+
+def _print_part(part: dict[str, Any], where: str = "") -> None:
+    version = f"@{part['version']}" if part["version"] else ""
+    click.echo(f"  {part['name']} = {part['value']:g}   {part['source']} {part['evaluator']}{version}{where}")
+
+
+def _prompt(resources: list[str]) -> str:
+    """Which version of its prompt a call ran with; empty where no version is known, only a hash."""
+    known = [name for name in resources if "@" in name]
+    ran = ", ".join(name for name in known if name.startswith("prompt:")).replace("prompt:", "prompt ")
+    sent = ", ".join(name.removeprefix("requested:") for name in known if name.startswith("requested:"))
+    return f"{ran}, where the agent sent {sent}" if sent else ran

@@ -1,4 +1,4 @@
-"""`spanloop status`: the store, the models and their aliases, the audit trail."""
+"""`spanloop status`: the store, models and prompts with their aliases, the audit trail."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ _DATASETS = """
     SELECT id, toString(created) AS created, uri, episodes, transitions
     FROM datasets ORDER BY datasets.created DESC LIMIT {limit:UInt32}
 """
+# The service comes first in the table's order: a day of the gateway's spans is little to read.
+_PROMPT_CALLS = """
+    SELECT extract(SpanAttributes['spanloop.prompt.version'], '^(.*)@') AS name, uniq(SpanId) AS calls
+    FROM otel_traces
+    WHERE ServiceName = 'spanloop-gateway' AND Timestamp >= now() - INTERVAL 1 DAY AND name != ''
+    GROUP BY name
+"""
 _RUNS = """
     SELECT id, toString(started) AS started, algorithm, dataset_id, base, uri, status
     FROM training_runs ORDER BY training_runs.started DESC LIMIT {limit:UInt32}
@@ -37,7 +44,7 @@ _RUNS = """
 @store_option
 @json_option
 def command(store: str, as_json: bool) -> None:
-    """Show store, schema, spans, model versions, aliases, and the last promotions, datasets, runs and evaluations."""
+    """Show store, schema, spans, models, prompts, aliases, and the last promotions, datasets, runs and evaluations."""
     from spanloop_store import StoreUrl, connect
 
     client = connect(store, make=False)
@@ -95,10 +102,32 @@ def _status(client: Any) -> dict[str, Any]:
         "models": [{**asdict(model), "id": model.id} for model in registry.versions(client)],
         "aliases": [asdict(alias) for alias in registry.aliases(client)],
         "promotions": [asdict(promotion) for promotion in registry.promotions(client)[: -LIMIT - 1 : -1]],
+        "prompts": _prompts(client),
         "datasets": _rows(client, _DATASETS),
         "training_runs": _rows(client, _RUNS),
         "evaluations": [asdict(evaluation) for evaluation in registry.evaluations(client, limit=LIMIT)],
     }
+
+
+def _prompts(client: Any) -> list[dict[str, Any]]:
+    """Each prompt by name: versions that stand for themselves, where its aliases point (None: nowhere), calls of a day."""
+    from spanloop_store import registry
+
+    calls = {row["name"]: row["calls"] for row in _rows(client, _PROMPT_CALLS)}
+    pointed = {(alias.name, alias.alias): alias.version for alias in registry.aliases(client, "prompt")}
+    numbers: dict[str, list[int]] = {}
+    for version in registry.prompts(client):
+        if not version.same_as:
+            numbers.setdefault(version.name, []).append(version.version)
+    return [
+        {
+            "name": name,
+            "versions": versions,
+            **{alias: pointed.get((name, alias)) for alias in registry.ALIASES},
+            "calls_of_a_day": calls.get(name, 0),
+        }
+        for name, versions in numbers.items()
+    ]
 
 
 def _print(status: dict[str, Any]) -> None:
@@ -148,6 +177,13 @@ def _print(status: dict[str, Any]) -> None:
     _section("models", [
         f"{model['id']}  {model['uri']}" + (f"  ← {', '.join(aliases[model['id']])}" if model["id"] in aliases else "")
         for model in status["models"]
+    ])  # fmt: skip
+    _section("prompts", [
+        f"{p['name']}  {len(p['versions'])} version{'s' if len(p['versions']) > 1 else ''}, the newest {p['name']}@{p['versions'][-1]}"
+        f"; {p['calls_of_a_day']:,} calls in 24 hours"
+        f"; production: {'@'.join((p['name'], str(p['production']))) if p['production'] else 'what the agent sends'}"
+        + (f"; candidate: {p['name']}@{p['candidate']}" if p["candidate"] else "")
+        for p in status["prompts"]
     ])  # fmt: skip
     _section("promotions", [
         f"{p['time']:%Y-%m-%d %H:%M}  {p['action']}  {p['name']}@{p['version']} as {p['alias']}  by {p['who']}: {p['why']}"

@@ -24,7 +24,10 @@ def command() -> None:
     """Look after the store: back up, restore, retention, cluster schema."""
 
 
-@command.command(epilog=example("spanloop store backup --to backups/today.tar"))
+@command.command(
+    short_help="Write every row into a folder or tar file.",
+    epilog=example("spanloop store backup --to backups/today.tar"),
+)
 @click.option(
     "--to",
     required=True,
@@ -41,24 +44,26 @@ def backup(to: str, store: str, as_json: bool) -> None:
 
 
 @command.command(
-    epilog=example("spanloop store restore --from backups/today.tar --store chdb:///~/.spanloop-restored")
+    short_help="Fill an empty store from a backup.",
+    epilog=example("spanloop store restore --from backups/today.tar --store chdb:///~/.spanloop-restored"),
 )
 @click.option("--from", "source", required=True, metavar="PATH", help="What `store backup` wrote.")
 @store_option
 @json_option
 def restore(source: str, store: str, as_json: bool) -> None:
     """Fill an empty store from a backup, and compare counts and hashes with it."""
-    from spanloop_store.backup import restore as run
+    from spanloop_store.restore import restore as run
 
     _print("restored", run(store, source, progress_printer(not as_json)), as_json)
 
 
 @command.command(
+    short_help="Show or set how long rows are kept.",
     epilog=example("""
         spanloop store retention
         spanloop store retention --days 90
         spanloop store retention --off
-    """)
+    """),
 )
 @click.option(
     "--days", type=click.IntRange(min=1), help="Days that spans, logs and rewards are kept; older ones go."
@@ -87,7 +92,10 @@ def retention(days: int | None, off: bool, store: str, as_json: bool) -> None:
         click.echo(f"{table.table:<26}{how:<14}{oldest}")
 
 
-@command.command(epilog=example("spanloop store ddl --cluster production --database otel --out schema.sql"))
+@command.command(
+    short_help="Print the schema for a cluster.",
+    epilog=example("spanloop store ddl --cluster production --database otel --out schema.sql"),
+)
 @click.option("--cluster", required=True, metavar="NAME", help="The cluster's name in remote_servers.")
 @click.option("--database", default="default", show_default=True, help="It must exist on every node.")
 @click.option(
@@ -133,7 +141,10 @@ def ddl(
         click.echo(f"{len(statements)} statements in {out}", err=True)
 
 
-@command.command(epilog=example("spanloop store check --store clickhouse://USER:PASSWORD@HOST:8123/otel"))
+@command.command(
+    short_help="Show how tables that others made differ.",
+    epilog=example("spanloop store check --store clickhouse://USER:PASSWORD@HOST:8123/otel"),
+)
 @store_option
 @json_option
 def check(store: str, as_json: bool) -> None:

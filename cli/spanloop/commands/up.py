@@ -26,7 +26,12 @@ _PEM = click.Path(path_type=Path, dir_okay=False)
     )
 )
 @store_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address of receivers and gateway.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address of receivers and gateway; all but loopback need SPANLOOP_TOKEN.",
+)
 @click.option("--otlp-http-port", default=4318, show_default=True, type=_PORT, help="OTLP over HTTP; 0: any.")
 @click.option("--otlp-grpc-port", default=4317, show_default=True, type=_PORT, help="OTLP over gRPC; 0: any.")
 @click.option(
@@ -163,7 +168,7 @@ def _welcome(addresses: Addresses, host: str, has_upstream: bool) -> str:
         f"Spanloop is up on {addresses.store}",
         f"  OTLP/HTTP   {addresses.otlp_http}",
         f"  OTLP/gRPC   {addresses.otlp_grpc}",
-        f"  ClickHouse  {addresses.clickhouse}  (user and password: owner.json there)"
+        f"  ClickHouse  {addresses.clickhouse}  (credentials: owner.json in the store)"
         if addresses.clickhouse
         else "  ClickHouse  the server itself",
         f"  gateway     {addresses.gateway}/v1"
@@ -184,6 +189,11 @@ def _welcome(addresses: Addresses, host: str, has_upstream: bool) -> str:
         "  export OTEL_METRICS_EXPORTER=none",
         "  export OTEL_SERVICE_NAME=my-agent",
         f"  {'' if has_upstream else '# with --upstream: '}export OPENAI_BASE_URL={gateway}/v1",
+    ]
+    if has_upstream and not is_loopback(host):
+        # Beside the upstream's key, which the agent goes on sending.
+        lines.append('  export OPENAI_CUSTOM_HEADERS="x-spanloop-token: $SPANLOOP_TOKEN"')
+    lines += [
         "",
         "and run it:  opentelemetry-instrument python agent.py",
         f"then:        spanloop build --out dataset{named}",

@@ -19,12 +19,7 @@ from aiohttp import web
 
 from spanloop_collector.endpoint import execute
 from spanloop_collector.endpoint.auditing import AdminTrail
-from spanloop_collector.endpoint.compression import (
-    MAX_BODY_BYTES,
-    compress_frames,
-    decompress_body,
-    decompress_frames,
-)
+from spanloop_collector.endpoint.compression import MAX_BODY_BYTES, compress_frames
 from spanloop_collector.endpoint.credentials import Credentials, User
 from spanloop_collector.endpoint.errors import (
     ACCESS_DENIED,
@@ -32,10 +27,11 @@ from spanloop_collector.endpoint.errors import (
     UNKNOWN_EXCEPTION,
     EndpointError,
 )
-from spanloop_collector.endpoint.guard import Statement, read_statement, statement_of
+from spanloop_collector.endpoint.guard import Statement, read_statement
+from spanloop_collector.endpoint.lexer import statement_of
 from spanloop_collector.endpoint.place import LOCAL_NAMES, check_place
 from spanloop_collector.endpoint.progress import GrowingHeaders, Progress
-from spanloop_collector.endpoint.request import Query, read_query
+from spanloop_collector.endpoint.request import Query, read_request
 from spanloop_collector.endpoint.running import Running, killed_id
 from spanloop_collector.endpoint.sessions import Sessions, open_handle, sweep_forever
 from spanloop_collector.endpoint.wire import TAG_HEADER, Wire
@@ -145,7 +141,7 @@ class _Endpoint:
         try:
             check_place(request, self._hosts)
             user = self._credentials.authenticate(request.headers, request.query)
-            query = await self._read(request)
+            query = await read_request(request, self._in_thread)
             if not query.text.strip():
                 return web.Response(text="Ok.\n")
             wire = Wire.of(query, request.headers)
@@ -195,33 +191,6 @@ class _Endpoint:
             text=f"waiting\t{query_id}\t{exchange.user.name}\n",
             headers=self._headers(exchange.query_id, "TabSeparated"),
         )
-
-    async def _read(self, request: web.Request) -> Query:
-        pairs = list(request.query.items())
-        # As ClickHouse does: a body that curl calls a urlencoded form, which it does by itself, is the query.
-        if request.content_type == "multipart/form-data" and request.can_read_body:
-            try:
-                form = await request.post()
-            except (ValueError, LookupError) as error:  # no boundary; a charset that is none
-                raise EndpointError(BAD_ARGUMENTS, f"the form cannot be read: {error}") from error
-            for name, value in form.items():
-                if not isinstance(value, str):
-                    raise EndpointError(
-                        BAD_ARGUMENTS, "external data is not supported by the embedded engine"
-                    )
-                pairs.append((name, value))
-            return read_query(pairs, b"")
-        raw = await request.read()
-        encoding = request.headers.get("Content-Encoding", "")
-        if not encoding and request.query.get("decompress", "0") in ("", "0"):
-            return read_query(pairs, raw)
-        body = await self._in_thread(lambda: self._plain(request, raw, encoding))
-        return read_query(pairs, body)
-
-    @staticmethod
-    def _plain(request: web.Request, raw: bytes, encoding: str) -> bytes:
-        body = decompress_body(raw, encoding)
-        return decompress_frames(body) if request.query.get("decompress", "0") not in ("", "0") else body
 
     async def _answer(self, exchange: _Exchange, statement: Statement) -> web.StreamResponse:
         # aiohttp ends a body after this has returned: a client that has seen the end may use its session again.

@@ -14,7 +14,8 @@ from spanloop_collector.endpoint.errors import (
     EndpointError,
     from_engine,
 )
-from spanloop_collector.endpoint.guard import Statement, without_format
+from spanloop_collector.endpoint.guard import Statement
+from spanloop_collector.endpoint.lexer import without_format
 from spanloop_collector.endpoint.request import Query
 from spanloop_collector.endpoint.running import COMMENT
 

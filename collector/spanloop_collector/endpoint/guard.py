@@ -18,20 +18,13 @@ from typing import Final
 
 from spanloop_collector.endpoint import closed
 from spanloop_collector.endpoint.errors import ACCESS_DENIED, READONLY, SYNTAX_ERROR, EndpointError
-
-# Bytes are read as latin-1, one character a byte: an INSERT's binary data follows its statement in the same body.
-_TOKENS = re.compile(
-    r"""
-      (?P<space>[ \t\r\n\f\v]+)
-    | (?P<comment>--[^\n]*|/\*.*?\*/)
-    | (?P<string>'(?:[^'\\]|\\.|'')*')
-    | (?P<quoted>`(?:[^`\\]|\\.|``)*`|"(?:[^"\\]|\\.|"")*")
-    | (?P<number>[0-9][0-9A-Za-z_]*(?:(?<=[eEpP])[+-][0-9]+)?)
-    | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
-    | (?P<end>;)
-    | (?P<sign>[-+*/%=<>!(),.\[\]{}?:|@^&~])
-    """,
-    re.VERBOSE | re.DOTALL,
+from spanloop_collector.endpoint.lexer import (
+    MOST_CHARACTERS,
+    MOST_WRITTEN,
+    Token,
+    format_clause,
+    join,
+    tokens_of,
 )
 
 _READS: Final = frozenset({"SELECT", "WITH", "FROM", "SHOW", "DESCRIBE", "DESC", "EXPLAIN", "EXISTS", "("})
@@ -51,8 +44,6 @@ _WRITES: Final = frozenset(
         "CHECK",
     }
 )
-# As the engine's max_query_size; a token takes a hundred bytes here. A writer's INSERT may carry its rows in its text.
-_MOST_CHARACTERS, _MOST_WRITTEN = 1 << 18, 1 << 22
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -81,23 +72,6 @@ class Statement:
     if_exists: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str
-    text: str
-    start: int
-    end: int
-
-    @property
-    def name(self) -> str:
-        """What an identifier names, in lower case; empty for anything else."""
-        if self.kind == "word":
-            return self.text.lower()
-        if self.kind == "quoted":
-            return self.text[1:-1].lower()
-        return ""
-
-
 def read_statement(
     text: str, *, writable: bool, table_functions: frozenset[str], parameters: Mapping[str, str]
 ) -> Statement:
@@ -112,7 +86,7 @@ def read_statement(
     Raises:
         EndpointError: a statement that is closed, or text that cannot be read with certainty.
     """
-    tokens, body_start = _tokens(text, _MOST_WRITTEN if writable else _MOST_CHARACTERS)
+    tokens, body_start = tokens_of(text, MOST_CHARACTERS, MOST_WRITTEN if writable else 0)
     if not tokens:
         raise EndpointError(SYNTAX_ERROR, "Empty query")
     kind = tokens[0].text.upper()
@@ -122,14 +96,14 @@ def read_statement(
     _check_identifiers(tokens, parameters)
     if kind == "EXISTS" and (lookup := _lookup(tokens)):
         text, kind = lookup, "SELECT"
-        tokens, _ = _tokens(text, len(text))
+        tokens, _ = tokens_of(text, len(text))
     if kind == "INSERT" and body_start is not None:
         clean, form = tokens[:-2], tokens[-1].text
     else:
-        clean, form = tokens, _format_clause(tokens)
+        clean, form = tokens, format_clause(tokens)
     words = [token.text.upper() for token in tokens if token.kind == "word"]
     return Statement(
-        text=_join(text, clean),
+        text=join(text, clean),
         kind=kind,
         format=form,
         body_start=body_start,
@@ -141,107 +115,7 @@ def read_statement(
     )
 
 
-def statement_of(text: str) -> str:
-    """The statement of a text that may hold an INSERT's data behind it, whether it may run or not; at most its beginning."""
-    try:
-        tokens, _ = _tokens(text, _MOST_CHARACTERS)
-    except EndpointError:
-        # It will be refused for this. Only what is sure to be no data is told of it.
-        match = _TOKENS.match(text.lstrip())
-        return match[0] if match is not None and match.lastgroup == "word" else ""
-    return _join(text, tokens)
-
-
-def without_format(statement: str) -> str:
-    """A SELECT without its FORMAT clause, to run it again in another format."""
-    tokens, _ = _tokens(statement, len(statement))
-    if len(tokens) > 2 and tokens[-2].name == "format" and tokens[-1].kind == "word":
-        tokens = tokens[:-2]
-    return _join(statement, tokens)
-
-
-def _tokens(text: str, most: int) -> tuple[list[_Token], int | None]:
-    """The statement's tokens, in at most so many characters, and where an INSERT's data begins."""
-    tokens: list[_Token] = []
-    position = 0
-    depth = 0
-    while position < len(text):
-        match = _TOKENS.match(text, position)
-        if match is None:
-            raise EndpointError(
-                SYNTAX_ERROR,
-                f"the endpoint cannot read the query at position {position} ({text[position : position + 20]!r}):"
-                " outside of quotes only plain ASCII SQL is taken, without heredocs and # comments",
-            )
-        kind = match.lastgroup or ""
-        token = _Token(kind, match[0], position, match.end())
-        position = match.end()
-        if position > most:
-            raise EndpointError(
-                SYNTAX_ERROR,
-                f"Max query size exceeded: a statement is at most {most} characters long here;"
-                " send rows as data (INSERT INTO t FORMAT CSV), and long lists as parameters",
-            )
-        if kind in ("space", "comment"):
-            continue
-        if kind == "end":
-            if text[position:].strip(" \t\r\n;"):
-                raise EndpointError(SYNTAX_ERROR, "Multi-statements are not allowed")
-            break
-        depth += {"(": 1, ")": -1}.get(token.text, 0)
-        tokens.append(token)
-        if tokens[0].text.upper() != "INSERT" or depth:
-            continue
-        if (
-            len(tokens) > 2
-            and tokens[-2].kind == "word"
-            and tokens[-2].text.upper() == "FORMAT"
-            and kind == "word"
-        ):
-            # Rows in Values are expressions: they are read as what they are.
-            if _before(tokens, "SELECT") or token.text.upper() == "VALUES":
-                continue
-            return tokens, _data_start(text, position)
-    return tokens, None
-
-
-def _before(tokens: Sequence[_Token], word: str) -> bool:
-    return any(token.kind == "word" and token.text.upper() == word for token in tokens[1:])
-
-
-def _data_start(text: str, position: int) -> int:
-    """Data begins after the format's name, blanks, and at most one line end."""
-    while position < len(text) and text[position] in " \t":
-        position += 1
-    if text.startswith("\r\n", position):
-        return position + 2
-    return position + 1 if position < len(text) and text[position] == "\n" else position
-
-
-def _join(text: str, tokens: Sequence[_Token]) -> str:
-    """The statement's text with every gap that held a comment made one blank."""
-    pieces: list[str] = []
-    previous = None
-    for token in tokens:
-        if previous is not None:
-            gap = text[previous.end : token.start]
-            pieces.append(gap if not gap.strip(" \t\r\n\f\v") else " ")
-        pieces.append(token.text)
-        previous = token
-    return "".join(pieces)
-
-
-def _format_clause(tokens: Sequence[_Token]) -> str:
-    """What `FORMAT` names at the end of a query; a column may have that name too (`ORDER BY format DESC`)."""
-    for index in range(len(tokens) - 1, 1, -1):
-        word, name = tokens[index - 1], tokens[index]
-        following = tokens[index + 1].text.upper() if index + 1 < len(tokens) else ""
-        if word.kind == name.kind == "word" and word.name == "format" and following in ("", "SETTINGS"):
-            return "" if name.name in ("asc", "desc") else name.text
-    return ""
-
-
-def _check_kind(kind: str, tokens: Sequence[_Token], writable: bool) -> None:
+def _check_kind(kind: str, tokens: Sequence[Token], writable: bool) -> None:
     if kind not in _READS | _SESSION | _WRITES:
         raise EndpointError(ACCESS_DENIED, f"{kind} statements are closed to network users")
     if kind in _WRITES and not writable:
@@ -252,7 +126,7 @@ def _check_kind(kind: str, tokens: Sequence[_Token], writable: bool) -> None:
         raise EndpointError(ACCESS_DENIED, "ATTACH is closed to network users")
 
 
-def _check_lasting(kind: str, tokens: Sequence[_Token]) -> None:
+def _check_lasting(kind: str, tokens: Sequence[Token]) -> None:
     """What tells who did what, and what must not come back, can only grow. It may be read in a condition."""
     if kind not in _WRITES - {"INSERT"}:
         return
@@ -261,13 +135,18 @@ def _check_lasting(kind: str, tokens: Sequence[_Token]) -> None:
             ACCESS_DENIED, "tables are emptied one by one by network users: TRUNCATE TABLE name"
         )
     depth = 0
-    for token in tokens:
+    for index, token in enumerate(tokens):
         depth += {"(": 1, ")": -1}.get(token.text, 0)
+        if token.name == "identifier" and index and tokens[index - 1].text == ":":
+            raise EndpointError(
+                ACCESS_DENIED,
+                f"what {kind} changes is named in its text, not in a parameter, by network users",
+            )
         if depth == 0 and token.name in closed.LASTING:
             raise EndpointError(ACCESS_DENIED, f"rows of {token.text} are never changed by network users")
 
 
-def _lookup(tokens: Sequence[_Token]) -> str:
+def _lookup(tokens: Sequence[Token]) -> str:
     """EXISTS [TABLE | VIEW] as a query of the tables there are: the engine's own would tell of files.
 
     Empty: it asks for something else.
@@ -291,7 +170,7 @@ def _lookup(tokens: Sequence[_Token]) -> str:
     )
 
 
-def _unquoted(token: _Token) -> str:
+def _unquoted(token: Token) -> str:
     """A name as it stands between the quotes of a string."""
     if token.kind == "word":
         return token.text
@@ -299,7 +178,7 @@ def _unquoted(token: _Token) -> str:
     return token.text[1:-1].replace(mark * 2, mark).replace("'", "''")
 
 
-def _is_checked(words: Sequence[str], tokens: Sequence[_Token]) -> bool:
+def _is_checked(words: Sequence[str], tokens: Sequence[Token]) -> bool:
     """Whether a CREATE may run with the owner's rights."""
     if words[1:2] != ["TABLE"]:
         return False
@@ -315,7 +194,7 @@ def _is_checked(words: Sequence[str], tokens: Sequence[_Token]) -> bool:
     return len(engines) == 1 and engines[0] in closed.ENGINES and not looks & names
 
 
-def _engines(tokens: Sequence[_Token]) -> list[str]:
+def _engines(tokens: Sequence[Token]) -> list[str]:
     """What `ENGINE [=] name` names outside of brackets: inside, a column of that name may be compared."""
     found = []
     depth = 0
@@ -327,7 +206,7 @@ def _engines(tokens: Sequence[_Token]) -> list[str]:
     return found
 
 
-def _check_tokens(tokens: Sequence[_Token], table_functions: frozenset[str]) -> None:
+def _check_tokens(tokens: Sequence[Token], table_functions: frozenset[str]) -> None:
     in_settings = tokens[0].text.upper() == "SET"
     rows = _rows_start(tokens)
     for index, token in enumerate(tokens):
@@ -356,7 +235,7 @@ def _check_tokens(tokens: Sequence[_Token], table_functions: frozenset[str]) -> 
             _check_engine(tokens[index + 1 : index + 3])
 
 
-def _rows_start(tokens: Sequence[_Token]) -> int | None:
+def _rows_start(tokens: Sequence[Token]) -> int | None:
     """Where an INSERT has the word VALUES; elsewhere it may be the table function of that name."""
     if tokens[0].text.upper() != "INSERT":
         return None
@@ -371,7 +250,7 @@ def _rows_start(tokens: Sequence[_Token]) -> int | None:
     return None
 
 
-def _is_pattern(arguments: Sequence[_Token]) -> bool:
+def _is_pattern(arguments: Sequence[Token]) -> bool:
     """Whether they begin the function `format('{}…', …)`: the table function of that name takes a format's name first."""
     return (
         len(arguments) == 2
@@ -381,7 +260,7 @@ def _is_pattern(arguments: Sequence[_Token]) -> bool:
     )
 
 
-def _check_identifiers(tokens: Sequence[_Token], parameters: Mapping[str, str]) -> None:
+def _check_identifiers(tokens: Sequence[Token], parameters: Mapping[str, str]) -> None:
     """An identifier in a parameter names a table, a column, and a function too."""
     if not any("identifier" in token.text.lower() for token in tokens):
         return
@@ -392,7 +271,7 @@ def _check_identifiers(tokens: Sequence[_Token], parameters: Mapping[str, str]) 
             )
 
 
-def _check_engine(following: Sequence[_Token]) -> None:
+def _check_engine(following: Sequence[Token]) -> None:
     names = [token for token in following if token.text != "="][:1]
     # `SELECT engine FROM system.tables` has the word too: only a name of an engine that is closed matters there.
     if following and following[0].text == "=" and (not names or names[0].kind == "string"):

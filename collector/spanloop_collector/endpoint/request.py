@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
+from aiohttp import web
+
 from spanloop_collector.endpoint.closed import check_setting
+from spanloop_collector.endpoint.compression import decompress_body, decompress_frames
 from spanloop_collector.endpoint.errors import BAD_ARGUMENTS, EndpointError
 from spanloop_collector.endpoint.sessions import DEFAULT_TIMEOUT_S
 
@@ -125,3 +128,40 @@ def read_query(pairs: Iterable[tuple[str, str]], body: bytes) -> Query:
     joined = sql + b"\n" + body if sql.strip() and body else sql or body
     query.text = joined.decode("latin-1")
     return query
+
+
+async def read_request(
+    request: web.Request, in_thread: Callable[[Callable[[], bytes]], Awaitable[bytes]]
+) -> Query:
+    """Reads a request's body, unpacked, or its form, and sorts it.
+
+    Args:
+        request: what came.
+        in_thread: runs what takes a while.
+
+    Raises:
+        EndpointError: a body that is not what its headers say, or a setting that is closed.
+    """
+    pairs = list(request.query.items())
+    # As ClickHouse does: a body that curl calls a urlencoded form, which it does by itself, is the query.
+    if request.content_type == "multipart/form-data" and request.can_read_body:
+        try:
+            form = await request.post()
+        except (ValueError, LookupError) as error:  # no boundary; a charset that is none
+            raise EndpointError(BAD_ARGUMENTS, f"the form cannot be read: {error}") from error
+        for name, value in form.items():
+            if not isinstance(value, str):
+                raise EndpointError(BAD_ARGUMENTS, "external data is not supported by the embedded engine")
+            pairs.append((name, value))
+        return read_query(pairs, b"")
+    raw = await request.read()
+    encoding = request.headers.get("Content-Encoding", "")
+    framed = request.query.get("decompress", "0") not in ("", "0")
+    if not encoding and not framed:
+        return read_query(pairs, raw)
+
+    def plain() -> bytes:
+        body = decompress_body(raw, encoding)
+        return decompress_frames(body) if framed else body
+
+    return read_query(pairs, await in_thread(plain))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from spanloop_collector.errors import ImportFailed
-from spanloop_collector.feedback.judgement import FIELDS, FeedbackRefused, Problem
+from spanloop_collector.feedback.judgement import FIELDS, FeedbackRefused, Problem, load_json
 
 _PARQUET_MAGIC: Final = b"PAR1"
 _BOM: Final = b"\xef\xbb\xbf"
@@ -22,6 +21,15 @@ _PEEK_BYTES: Final = 1 << 12
 # Such code points stand for bytes that are no UTF-8 ("surrogateescape").
 _NO_UTF8: Final = re.compile("[\udc80-\udcff]")
 _NANO: Final = 10**9
+_NANOSECONDS: Final = {"s": _NANO, "ms": 10**6, "us": 1000, "ns": 1}  # of Parquet's units
+_MAX_CELL: Final = 1 << 26  # characters; what is longer is a quote that nobody closed
+# What begins like this is a file of another kind: its name, and what makes it one of ours.
+_FOREIGN: Final = {
+    b"\x1f\x8b": ("is compressed", "gunzip it first"),
+    b"\xff\xfe": ("is UTF-16", "save it as UTF-8"),
+    b"\xfe\xff": ("is UTF-16", "save it as UTF-8"),
+    b"[": ("is a JSON list", "write one object a line: jq -c '.[]'"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,9 @@ def read_rows(path: Path) -> Iterator[FoundRow]:
     text = start.removeprefix(_BOM).lstrip()
     if not text:
         raise ImportFailed(f"{path}: the file is empty", "export it again; nothing was stored")
+    for magic, (what, remedy) in _FOREIGN.items():
+        if text.startswith(magic):
+            raise ImportFailed(f"{path} {what}", f"{remedy}; nothing was stored")
     if start.startswith(_PARQUET_MAGIC):
         return _parquet(path)
     return _json_lines(path) if text.startswith(b"{") else _csv(path)
@@ -68,7 +79,7 @@ def _json_lines(path: Path) -> Iterator[FoundRow]:
                 continue
             fields: object
             try:
-                fields = json.loads(line.removeprefix(_BOM) if number == 1 else line)
+                fields = load_json(line.removeprefix(_BOM) if number == 1 else line)
             except (ValueError, RecursionError) as error:
                 fields = FeedbackRefused(Problem("", f"no valid JSON: {error}"))
             yield FoundRow(f"{path}, line {number}", fields)
@@ -88,6 +99,8 @@ def _csv(path: Path) -> Iterator[FoundRow]:
 
 
 def _csv_rows(path: Path, names: list[str], delimiter: str) -> Iterator[FoundRow]:
+    # The module's own limit ends a cell in its middle, and would read what is left of it as rows.
+    csv.field_size_limit(_MAX_CELL)
     with _open(path) as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         next(rows)
@@ -96,14 +109,17 @@ def _csv_rows(path: Path, names: list[str], delimiter: str) -> Iterator[FoundRow
             fields: object
             try:
                 row = next(rows)
-                if not row:
-                    continue
+                if not any(map(str.strip, row)):
+                    continue  # spreadsheets end with such
                 fields = _cells(names, row)
             except StopIteration:
                 return
             except csv.Error as error:
                 fields = FeedbackRefused(Problem("", f"no valid CSV: {error}"))
-            yield FoundRow(f"{path}, line {line}", fields)
+            # A quote that nobody closed takes all lines after it: they are named, too.
+            broken = isinstance(fields, FeedbackRefused) and rows.line_num > line
+            lines = f"lines {line} to {rows.line_num}" if broken else f"line {line}"
+            yield FoundRow(f"{path}, {lines}", fields)
 
 
 def _open(path: Path) -> TextIO:
@@ -120,10 +136,12 @@ def _cells(header: list[str], row: list[str]) -> object:
     ]
     if broken:
         return FeedbackRefused(*broken)
-    fields: dict[str, object] = {name: cell for name, cell in zip(header, row, strict=True) if cell.strip()}
+    # Blanks beside a comma are no part of an id, which would match nothing with them.
+    cells = zip(header, map(str.strip, row), strict=True)
+    fields: dict[str, object] = {name: cell for name, cell in cells if cell}
     # CSV knows texts alone; a text that is no number stays one, and is told so.
     for name in fields.keys() & {"value", "time"}:
-        fields[name] = _number(str(fields[name]).strip(), truth=name == "value")
+        fields[name] = _number(str(fields[name]), truth=name == "value")
     return fields
 
 
@@ -179,9 +197,12 @@ def _values(column: Any) -> list[Any]:
     import pyarrow as pa
 
     if pa.types.is_timestamp(column.type):
-        # Through whole nanoseconds: Python's datetime has no room for them.
-        counts = column.cast(pa.timestamp("ns", column.type.tz)).cast(pa.int64()).to_pylist()
-        return [None if count is None else _rfc3339(count) for count in counts]
+        # As whole numbers: Python's datetime has no room for nanoseconds, and nanoseconds have none for the year 2300.
+        counts = column.cast(pa.int64()).to_pylist()
+        unit = _NANOSECONDS[column.type.unit]
+        return [None if count is None else _rfc3339(count * unit) for count in counts]
+    if pa.types.is_date(column.type):
+        return list(column.cast(pa.string()).to_pylist())  # Python's own end with the year 9999
     if pa.types.is_decimal(column.type) or pa.types.is_floating(column.type):
         return list(column.cast(pa.float64()).to_pylist())
     return list(column.to_pylist())

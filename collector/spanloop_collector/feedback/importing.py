@@ -25,7 +25,7 @@ from spanloop_store.expiry import KEEP_MORE, Expiry, read_expiry
 from spanloop_store.otlp.check import Checked
 from spanloop_store.otlp.signals import Signal
 
-_BATCH_ROWS: Final = 1000
+_BATCH_ROWS: Final = 500  # with the longest texts 45 MB; the receiver takes 64 MiB
 _PROGRESS_S: Final = 2.0
 MAX_TOLD: Final = 1000  # refused rows that are named; more are counted
 
@@ -102,5 +102,6 @@ def _read(row: FoundRow, changed_ns: int, expiry: Expiry | None) -> Feedback:
         raise row.fields
     found = read_feedback(row.fields, now_ns=changed_ns)
     if expiry is not None and (why := expiry.why(found.time_ns)):
-        raise FeedbackRefused(Problem("time", f"has {why}; {KEEP_MORE}"))
+        whose = "the file has" if found.time_ns == changed_ns else "has"  # the row has none of its own
+        raise FeedbackRefused(Problem("time", f"{whose} {why}; {KEEP_MORE}"))
     return found

@@ -40,6 +40,9 @@ _TIME: Final = re.compile(
 )
 _NANO: Final = 10**9
 _QUOTED: Final = 40  # characters of a text in a message
+_LONGEST_NAME: Final = 100  # characters of a field's name in a message
+_INTEGER_DIGITS: Final = 400  # the largest float has 309
+_NAMED: Final = 10  # unknown fields that are told one by one: an answer is no longer than what was sent
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,15 @@ class _Reader:
 
     def __init__(self, fields: Mapping[Any, object]) -> None:
         self.given = {name: value for name, value in fields.items() if value is not None}
+        unknown = [name for name in fields if name not in FIELDS]
         self._problems = [
-            Problem(str(name)[:100], f"is no field of feedback; those are {', '.join(FIELDS)}")
-            for name in fields
-            if name not in FIELDS
+            Problem(shown(name), f"is no field of feedback; those are {', '.join(FIELDS)}")
+            for name in unknown[:_NAMED]
         ]
+        if len(unknown) > _NAMED:
+            self._problems.append(
+                Problem(shown(unknown[_NAMED]), f"is none either, nor are {len(unknown) - _NAMED - 1} more")
+            )
 
     def hex(self, name: str, digits: int) -> str:
         value = self.given.get(name)
@@ -256,8 +263,6 @@ def _with_id(found: Feedback, *, timed: bool) -> Feedback:
 
 def _nanoseconds(value: object) -> int | None:
     """Nanoseconds since 1970 of RFC 3339 (UTC where it names no zone) or of Unix seconds; None: neither."""
-    if isinstance(value, datetime):
-        value = value.isoformat()
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     if not isinstance(value, str):
@@ -278,6 +283,26 @@ def _nanoseconds(value: object) -> int | None:
     delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
     fraction = int((match["fraction"] or "0").ljust(9, "0"))
     return (delta.days * 86_400 + delta.seconds) * _NANO + fraction
+
+
+def load_json(data: bytes) -> Any:
+    """What a JSON text says. NaN, Infinity and numbers beyond all floats are taken: the field is named then, and not the text.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON.
+    """
+    return json.loads(data, parse_int=_integer)
+
+
+def shown(name: object) -> str:
+    """A name that somebody sent, short and fit for a terminal."""
+    text = str(name)[:_LONGEST_NAME]
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _integer(digits: str) -> float:
+    # Python refuses to read an integer of more than 4,300 digits, and with it the whole text.
+    return int(digits) if len(digits) <= _INTEGER_DIGITS else float(digits)
 
 
 def _whole(text: str) -> str:

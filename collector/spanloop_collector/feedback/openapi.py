@@ -56,7 +56,12 @@ def document(path: str, max_items: int, key_header: str) -> dict[str, Any]:
                 "in": "header",
                 "required": False,
                 "description": "The `id` of a judgement without one; in a list, followed by `/` and its place.",
-                "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY, "pattern": "^[!-~]+$"},
+                "schema": {
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": MAX_KEY,
+                    "pattern": "^[!-~]([ -~]*[!-~])?$",
+                },
             }
         ],
         "requestBody": {
@@ -71,6 +76,9 @@ def document(path: str, max_items: int, key_header: str) -> dict[str, Any]:
             "408": _json("Nothing of the body came for half a minute", answer),
             "413": _json("The body is too large", answer),
             "415": _json("Another content type or encoding", answer),
+            "417": {
+                "description": "An `Expect` header that is not `100-continue`"
+            },  # HTTP itself answers, as a text
             "422": _json("Nothing was taken; the fields at fault are named", each),
             "429": _json("Too much at once; Retry-After says when", answer),
             "503": _json("The collector cannot take more now; Retry-After says when", answer),

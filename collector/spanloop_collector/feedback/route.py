@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -19,7 +17,9 @@ from spanloop_collector.feedback.judgement import (
     FeedbackRefused,
     Problem,
     export_request,
+    load_json,
     read_feedback,
+    shown,
 )
 from spanloop_collector.feedback.openapi import document
 from spanloop_collector.intake import Intake
@@ -95,8 +95,9 @@ class FeedbackRoute:
         status = "stored"
         if taken:
             done = await self._intake.take(Signal.LOGS, export_request(taken))
-            if done.checked.rejected:  # the retention was changed in between
-                raise FeedbackRefused(Problem("time", done.checked.reason))
+            if done.checked.rejected:
+                # Which items the log has is not known here; sent again they are the same facts, each with its answer.
+                raise Refusal(503, grpc.StatusCode.UNAVAILABLE, "the store's retention was just changed", 1)
             status = "repeated" if done.repeated else status
         answers = [
             {"id": item.id, "status": status} if isinstance(item, Feedback) else _told(item.problems)
@@ -141,15 +142,14 @@ def _read(body: bytes, key: str, now_ns: int, expiry: Expiry | None) -> _Batch:
         FeedbackRefused: it is neither an object nor a list nor {"items": [...]}.
     """
     try:
-        # NaN and Infinity are no JSON, but what senders write for them: the field is named, and not the body.
-        found: Any = json.loads(body)
+        found: Any = load_json(body)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, grpc.StatusCode.INVALID_ARGUMENT, f"the body is no JSON: {error}") from error
     single = isinstance(found, dict) and "items" not in found
     given = [found] if single else found
     if isinstance(found, dict) and not single:
         if unknown := sorted(found.keys() - {"items"}):
-            raise FeedbackRefused(Problem(unknown[0][:100], "stands beside `items`, which says it all"))
+            raise FeedbackRefused(Problem(shown(unknown[0]), "stands beside `items`, which says it all"))
         given = found["items"]
     if not isinstance(given, list):
         raise FeedbackRefused(Problem("items", 'send one object, a list of them, or {"items": [...]}'))
@@ -163,7 +163,8 @@ def _read(body: bytes, key: str, now_ns: int, expiry: Expiry | None) -> _Batch:
             item = read_feedback(fields, now_ns=now_ns, key=key if single or not key else f"{key}/{place}")
             if expiry is not None and (why := expiry.why(item.time_ns)):
                 raise FeedbackRefused(Problem("time", f"has {why}; {KEEP_MORE}"))
-            if (first := seen.setdefault(item.id, place)) != place and fields.get("id") is not None:
+            named = bool(key) or fields.get("id") is not None
+            if (first := seen.setdefault(item.id, place)) != place and named:
                 # Of two with one id the newer counts, and these have one time.
                 raise FeedbackRefused(Problem("id", f"is that of item {first}, too"))
             items.append(item)
@@ -177,4 +178,4 @@ def _refused(status: int, *problems: Problem) -> web.Response:
 
 
 def _told(problems: tuple[Problem, ...]) -> dict[str, Any]:
-    return {"status": "refused", "errors": [asdict(problem) for problem in problems]}
+    return {"status": "refused", "errors": [vars(problem) for problem in problems]}

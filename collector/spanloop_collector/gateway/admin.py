@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-from collections.abc import Mapping
 
 from aiohttp import web
 
@@ -13,7 +11,7 @@ from spanloop_collector.gateway.auditing import Audit
 from spanloop_collector.gateway.errors import ClientError
 from spanloop_collector.gateway.metrics import CONTENT_TYPE, Metrics
 from spanloop_collector.gateway.pausing import Gate
-from spanloop_collector.gateway.proxy import TOKEN_HEADER, bearer
+from spanloop_collector.gateway.proxy import shows
 from spanloop_collector.gateway.spans import CallTracer
 from spanloop_collector.gateway.upstreams import Upstreams
 from spanloop_collector.gateway.versions import Versions
@@ -132,12 +130,3 @@ class Admin:
                     "Next: `spanloop status` shows the store.",
                     "audit_unavailable",
                 ) from error
-
-
-def shows(headers: Mapping[str, str], token: str | None) -> bool:
-    """Whether a request carries the token, as bearer or in our own header; always where none is needed."""
-    if token is None:
-        return True
-    # A header's bytes that are no UTF-8 come as surrogates.
-    given = (headers.get(TOKEN_HEADER) or bearer(headers)).encode(errors="surrogateescape")
-    return hmac.compare_digest(given, token.encode())

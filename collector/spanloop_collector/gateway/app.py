@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 from aiohttp import web
 
-from spanloop_collector.gateway.admin import Admin, shows
+from spanloop_collector.gateway.admin import Admin
 from spanloop_collector.gateway.apis.base import Api
 from spanloop_collector.gateway.auditing import Audit
 from spanloop_collector.gateway.bodies import Bodies
@@ -24,9 +24,10 @@ from spanloop_collector.gateway.metrics import Metrics
 from spanloop_collector.gateway.models import list_models
 from spanloop_collector.gateway.openapi import document
 from spanloop_collector.gateway.pausing import Gate
-from spanloop_collector.gateway.planning import Planner, Prompts
+from spanloop_collector.gateway.planning import Planner
 from spanloop_collector.gateway.privacy import OPEN, Privacy
-from spanloop_collector.gateway.proxy import bearer, inner_path, pass_through, request_headers
+from spanloop_collector.gateway.prompts import Prompts
+from spanloop_collector.gateway.proxy import inner_path, pass_through, request_headers, shows
 from spanloop_collector.gateway.settings import GatewaySettings
 from spanloop_collector.gateway.spans import CallTracer
 from spanloop_collector.gateway.timing import Clock
@@ -152,6 +153,8 @@ class Gateway:
             return error.response()
         except web.HTTPException as error:
             kind, message = "invalid_request_error", f"{request.method} {request.path}: {error.reason}"
+            if error.status == web.HTTPNotFound.status_code:
+                message += ". Next: end the client's base URL with /v1."
             response = ClientError(error.status, kind, message, "http_error").response()
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
@@ -215,9 +218,7 @@ class Gateway:
 
     async def _listed(self, request: web.Request) -> list[dict[str, Any]]:
         assert self._session is not None, "set when the application starts"
-        authorization = request.headers.get("authorization")
-        if self._settings.token is not None and bearer(request.headers) == self._settings.token:
-            authorization = None  # the gateway's own stays here
+        authorization = request_headers(request.headers, self._settings.token).get("authorization")
         return await list_models(self._settings.upstreams, self._versions, self._session, authorization)
 
     async def _openapi(self, _request: web.Request) -> web.Response:

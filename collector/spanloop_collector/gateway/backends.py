@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from spanloop_collector.gateway.jsonedit import load
@@ -33,7 +34,7 @@ class Backend:
     """One model server.
 
     Args:
-        base: its base URL, `/v1` included, maybe with user and password.
+        base: its base URL, `/v1` included, maybe with user and password, and with a query.
         label: the pool's name for messages.
     """
 
@@ -49,15 +50,22 @@ class Backend:
     said_so: bool = field(default=False, repr=False)
     # (endpoint, field) that it refused when asked for tokens
     refused: set[tuple[str, str]] = field(default_factory=set, repr=False)
+    # The base URL without user, password and query, which may hold a key: for messages and pages.
+    shown: str = field(default="", init=False)
+    _authorization: str = field(default="", init=False, repr=False)  # what user and password say
+    _query: str = field(default="", init=False, repr=False)  # goes with every request
     _urls: dict[str, URL] = field(default_factory=dict, repr=False)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     _refresh: asyncio.Task[None] | None = field(default=None, repr=False)
 
-    @property
-    def shown(self) -> str:
-        """The base URL for messages and pages: without user and password."""
+    def __post_init__(self) -> None:
+        url = URL(self.base)
+        if url.user or url.password:
+            self._authorization = aiohttp.encode_basic_auth(url.user or "", url.password or "")
         scheme, _, rest = self.base.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
+        rest, _, self._query = rest.partition("?")
+        place, slash, path = rest.partition("/")
+        self.shown = f"{scheme}://{place.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
     @property
     def capable(self) -> bool | None:
@@ -71,7 +79,17 @@ class Backend:
 
     def url(self, path: str) -> URL:
         """Address of `path` (which begins with a slash, after /v1); percent-encoding is kept as it came."""
-        return URL(self.base + path, encoded=True)
+        path, _, own = path.partition("?")
+        query = "&".join(part for part in (self._query, own) if part)
+        return URL(f"{self.shown}{path}?{query}" if query else self.shown + path, encoded=True)
+
+    def headers(self, client: CIMultiDict[str]) -> CIMultiDict[str]:
+        """A request's headers, with the base URL's user and password, where it has them, in place of the client's key."""
+        if not self._authorization:
+            return client
+        own = client.copy()
+        own["authorization"] = self._authorization
+        return own
 
     def endpoint(self, path: str) -> URL:
         """The same for one of the endpoints that are asked again and again."""
@@ -111,12 +129,14 @@ class Backend:
         self, session: aiohttp.ClientSession, authorization: str | None
     ) -> list[Mapping[str, Any]] | None:
         """What it lists at GET /models; None: it gives no list now."""
-        headers = {"accept-encoding": "identity"}
+        headers = CIMultiDict({"accept-encoding": "identity"})
         if authorization:
             headers["authorization"] = authorization
         try:
             timeout = aiohttp.ClientTimeout(total=CAPABILITY_TIMEOUT_S)
-            async with session.get(self.url("/models"), headers=headers, timeout=timeout) as answer:
+            async with session.get(
+                self.url("/models"), headers=self.headers(headers), timeout=timeout
+            ) as answer:
                 if answer.status != 200:
                     _log.info("upstream %s: GET /models answered %d", self.label, answer.status)
                     return None
@@ -134,7 +154,12 @@ class Backend:
         """Whether anything but a gateway's error comes back: a wrong key is an answer, too."""
         try:
             timeout = aiohttp.ClientTimeout(total=CAPABILITY_TIMEOUT_S)
-            async with session.get(self.url("/models"), timeout=timeout, allow_redirects=False) as answer:
+            async with session.get(
+                self.url("/models"),
+                headers=self.headers(CIMultiDict()),
+                timeout=timeout,
+                allow_redirects=False,
+            ) as answer:
                 return answer.status < 500
         except (aiohttp.ClientError, TimeoutError):
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import chain
 from typing import Final
 
 from aiohttp import web
@@ -18,7 +19,7 @@ from spanloop_collector.gateway.exchange import Exchange
 from spanloop_collector.gateway.metrics import Metrics
 from spanloop_collector.gateway.pausing import Gate
 from spanloop_collector.gateway.planning import Planner, parse_body
-from spanloop_collector.gateway.privacy import Privacy, texts_in
+from spanloop_collector.gateway.privacy import Privacy, is_held, texts_in
 from spanloop_collector.gateway.proxy import request_headers
 from spanloop_collector.gateway.record import MAX_ERROR_CHARS, Call
 from spanloop_collector.gateway.spans import CallTracer, Span
@@ -106,5 +107,5 @@ class Calls:
             call.prompt_token_ids is not None or any(choice.token_ids for choice in call.choices.values())
         ):
             said = ["".join(choice.text) for choice in call.choices.values()]
-            secret = self._privacy.holds_secrets([*texts_in(body), *said])
+            secret = is_held(body) or self._privacy.holds_secrets(chain(texts_in(body), said))
         self._tracer.end(span, call, secret=secret)

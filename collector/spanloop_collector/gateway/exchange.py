@@ -19,7 +19,7 @@ from spanloop_collector.gateway.backends import Backend
 from spanloop_collector.gateway.errors import ClientError, too_slow, unreachable
 from spanloop_collector.gateway.jsonedit import dump, load
 from spanloop_collector.gateway.metrics import Metrics
-from spanloop_collector.gateway.planning import Plan, takes_back
+from spanloop_collector.gateway.planning import Plan, named_in
 from spanloop_collector.gateway.proxy import abort, answer_headers
 from spanloop_collector.gateway.reading import EventReader, TooLong, decoded
 from spanloop_collector.gateway.record import Call, error_text
@@ -33,6 +33,8 @@ _BACKEND_IS_OUT: Final = frozenset({502, 503, 504})
 # Before the same back end is asked again; doubled each time.
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_ANSWER_BYTES: Final = 1 << 30
+# A client that takes nothing more must not keep its place when its stream has broken.
+_LAST_WORDS_S: Final = 5.0
 _EVENT_STREAM: Final = "text/event-stream"
 
 
@@ -57,6 +59,9 @@ class _Attempt:
     clock: Clock
     last: bool  # nobody else could answer: an error is passed on as it is
     began: float  # when the call came, in the loop's time
+    suspected: set[
+        tuple[str, str]
+    ]  # (endpoint, field) that an earlier refusal of this back end may have been about
     response: web.StreamResponse | None = None  # what has begun to reach the client
     reader: EventReader | None = None  # of its stream
 
@@ -90,6 +95,7 @@ class Exchange:
         loop = asyncio.get_running_loop()
         began = loop.time()
         tried: list[Backend] = []
+        suspected: dict[Backend, set[tuple[str, str]]] = {}
         while True:
             backend = await pool.take(
                 tried, settings.max_in_flight, settings.max_waiting, settings.max_wait_s
@@ -99,7 +105,9 @@ class Exchange:
             clock = Clock(
                 settings.first_byte_timeout_s, settings.idle_timeout_s, began + settings.total_timeout_s
             )
-            attempt = _Attempt(request, call, plan, backend, clock, last, began)
+            attempt = _Attempt(
+                request, call, plan, backend, clock, last, began, suspected.setdefault(backend, set())
+            )
             try:
                 return await self._attempt(attempt, headers)
             except _Again as again:
@@ -119,12 +127,15 @@ class Exchange:
     async def _attempt(self, attempt: _Attempt, headers: CIMultiDict[str]) -> web.StreamResponse:
         backend, call, clock = attempt.backend, attempt.call, attempt.clock
         owner = await backend.tokens_from(self._session, headers.get("authorization"))
-        raw, added = attempt.plan.for_backend(owner, backend.refused)
+        raw, added = attempt.plan.for_backend(owner, backend.refused | attempt.suspected)
         try:
             async with (
                 clock.scope,
                 self._session.post(
-                    backend.endpoint(attempt.plan.api.path), headers=headers, data=raw, allow_redirects=False
+                    backend.endpoint(attempt.plan.api.path),
+                    headers=backend.headers(headers),
+                    data=raw,
+                    allow_redirects=False,
                 ) as answer,
             ):
                 if answer.status in _BACKEND_IS_OUT:
@@ -135,10 +146,12 @@ class Exchange:
                         )
                 elif answer.status < 500:
                     backend.answered()
+                if answer.status < 400:
+                    backend.refused |= attempt.suspected
                 call.status = answer.status
                 if answer.status < 400 and answer.content_type == _EVENT_STREAM:
-                    return await self._stream(attempt, answer, added)
-                return await self._whole(attempt, answer, added)
+                    return await self._stream(attempt, answer, added, owner)
+                return await self._whole(attempt, answer, added, owner)
         except (aiohttp.ClientError, TimeoutError, TooLong) as error:
             late = clock.scope.expired()
             if clock.writing:  # it is the client's connection that failed, not the back end's
@@ -159,7 +172,7 @@ class Exchange:
             raise _Again(failure) from error
 
     async def _whole(
-        self, attempt: _Attempt, answer: aiohttp.ClientResponse, added: Mapping[str, Any]
+        self, attempt: _Attempt, answer: aiohttp.ClientResponse, added: Mapping[str, Any], owner: str
     ) -> web.StreamResponse:
         call, api = attempt.call, attempt.plan.api
         attempt.clock.heard()
@@ -171,13 +184,14 @@ class Exchange:
         if answer.status >= 400:
             said = document["error"] if isinstance(document, dict) and "error" in document else None
             message = error_text(said if said is not None else (text or raw[:1000]).decode(errors="replace"))
-            if takes_back(attempt.backend, api, answer.status, f"{message} {said}".lower(), added):
+            if named := named_in(api, answer.status, f"{message} {said}".lower(), added):
+                attempt.suspected |= named
                 raise _Again(None)
             call.fail(str(answer.status), message)
         elif not isinstance(document, dict):
             call.fail("unreadable_answer", f"upstream {attempt.backend.label} answered no JSON object")
         elif added and text is not None:
-            raw, document = self._without(call, attempt, text, document, added)
+            raw, document = self._without(attempt, text, document, added, owner)
             headers.popall("content-encoding", None)
         headers.update(attempt.plan.headers)
         response = web.Response(status=answer.status, reason=answer.reason, headers=headers, body=raw)
@@ -193,19 +207,24 @@ class Exchange:
         return response
 
     def _without(
-        self, call: Call, attempt: _Attempt, text: bytes, document: dict[str, Any], added: Mapping[str, Any]
+        self,
+        attempt: _Attempt,
+        text: bytes,
+        document: dict[str, Any],
+        added: Mapping[str, Any],
+        owner: str,
     ) -> tuple[bytes, dict[str, Any] | None]:
         """The answer less what was added to it; None as document: it has been noted."""
         api = attempt.plan.api
-        passed = api.stripped(text, document, added)
+        passed = api.stripped(text, document, added, owner)
         if passed is not None:
             return passed, document
-        api.absorb(call, document, text=self._keep_texts)
-        api.strip(document, added)
+        api.absorb(attempt.call, document, text=self._keep_texts)
+        api.strip(document, added, owner)
         return dump(document), None
 
     async def _stream(
-        self, attempt: _Attempt, answer: aiohttp.ClientResponse, added: Mapping[str, Any]
+        self, attempt: _Attempt, answer: aiohttp.ClientResponse, added: Mapping[str, Any], owner: str
     ) -> web.StreamResponse:
         call, clock = attempt.call, attempt.clock
         # Before the first piece nothing is sent, so that a back end that dies now can be replaced.
@@ -216,9 +235,8 @@ class Exchange:
         headers.update(attempt.plan.headers)
         response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
         every = attempt.plan.api.gives_tokens(attempt.plan.body)
-        reader = EventReader(
-            attempt.plan.api, call, added, every=every, text=self._keep_texts and (every or bool(added))
-        )
+        keep = self._keep_texts and (every or bool(added))
+        reader = EventReader(attempt.plan.api, call, added, owner, every=every, text=keep)
         encoded = "content-encoding" in answer.headers  # against our wish, and so nothing can be read in it
         attempt.response = response
         attempt.reader = None if encoded else reader
@@ -259,7 +277,11 @@ async def _broken_off(
     attempt.call.fail(failure.code, failure.message)
     # In the middle of an event whatever is said would be taken for its rest.
     if attempt.reader is not None and not attempt.reader.halfway:
-        await response.write(b"data: " + failure.body() + b"\n\n")
-        await response.write_eof()
+        try:
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await response.write(b"data: " + failure.body() + b"\n\n")
+                await response.write_eof()
+        except TimeoutError:
+            _log.info("the client took no word of it: %s", failure.message)
     abort(attempt.request)
     return response

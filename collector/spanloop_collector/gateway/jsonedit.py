@@ -260,7 +260,8 @@ def load(raw: bytes) -> Any:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
         try:
-            return json.loads(raw)
+            # Decoded here: the parser itself would also take UTF-16, whose bytes nothing in here can edit.
+            return json.loads(raw.decode("utf-8-sig"))
         except (ValueError, RecursionError):
             return None
 

@@ -4,49 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from spanloop_collector.gateway.apis.base import NOTHING, Api
-from spanloop_collector.gateway.backends import Backend
 from spanloop_collector.gateway.errors import bad_request, no_upstream
 from spanloop_collector.gateway.jsonedit import load, with_members
 from spanloop_collector.gateway.pools import Pool
-from spanloop_collector.gateway.record import Call, PromptUse
+from spanloop_collector.gateway.prompts import Prompts
+from spanloop_collector.gateway.record import Call
 from spanloop_collector.gateway.routing import CANDIDATE, canary_of, is_canary, session_of
 from spanloop_collector.gateway.settings import GatewaySettings, SamplingSettings
 from spanloop_collector.gateway.upstreams import Upstreams
-from spanloop_collector.gateway.versions import PRODUCTION, Snapshot, Versions
+from spanloop_collector.gateway.versions import PRODUCTION, Versions
 
 VERSION_HEADER: Final = "x-spanloop-model-version"
-
-
-class Applied(PromptUse, Protocol):
-    """What a prompt hook made of a request."""
-
-    @property
-    def body(self) -> Mapping[str, Any]:
-        """The request with the registry's prompt in place; the same object where nothing was changed."""
-
-
-class Prompts(Protocol):
-    """Recognises system prompts and puts the promoted version in their place; never raises."""
-
-    def start(self) -> None:
-        """Begin to learn."""
-
-    def stop(self) -> None:
-        """End."""
-
-    def apply(
-        self,
-        body: dict[str, Any],
-        snapshot: Snapshot | None,
-        headers: Mapping[str, str],
-        session: str,
-        *,
-        candidate: bool,
-    ) -> Applied:
-        """What to send instead of `body`, which is left as it is; `candidate`: this session tries candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +162,16 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def takes_back(backend: Backend, api: Api, status: int, text: str, added: Mapping[str, Any]) -> bool:
-    """Whether a refusal is about what the gateway added; it is not asked for that again, and the call may be repeated."""
-    if status not in (400, 403, 422) or not added:
-        return False
-    named = [name for name in added if any(word in text for word in _REFUSED_AS.get(name, (name,)))]
-    backend.refused.update((api.path, name) for name in named)
-    return bool(named)
+def named_in(api: Api, status: int, text: str, added: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """What of the added a refusal may be about, as (endpoint, field): the call may be repeated without it.
+
+    Many errors repeat the whole request (pydantic's do), so that only an answer to the repeated call says what it was about.
+    """
+    if status not in (400, 403, 422):
+        return set()
+    return {
+        (api.path, name) for name in added if any(word in text for word in _REFUSED_AS.get(name, (name,)))
+    }
 
 
 # How a refusal names a field: "logprobs are not supported with this model".

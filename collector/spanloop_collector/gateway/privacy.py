@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +11,10 @@ from spanloop_store.otlp.signals import Signal
 
 if TYPE_CHECKING:
     from spanloop_exporter.redaction.redactor import Redactor
+
+_DATA_URL: Final = re.compile(r"data:[\w.+-]*/[\w.+-]*(?:;[\w.+=-]*)*;base64,[\w+/=-]*", re.ASCII)
+# The server adds to these requests what was said before.
+_HELD: Final = ("previous_response_id", "conversation")
 
 
 class Privacy:
@@ -63,13 +68,21 @@ OPEN: Final = Privacy()
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Every string of a request's body; images and the like, in data URLs, are none."""
-    if isinstance(value, str):
-        if not value.startswith("data:"):
-            yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from texts_in(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from texts_in(inner)
+    """Every string of a request's body, each key once; images and the like, in data URLs, are none."""
+    waiting, keys = [value], set[str]()  # no recursion: the parser takes what is deeper than Python's stack
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            if not (one.startswith("data:") and _DATA_URL.fullmatch(one)):
+                yield one
+        elif isinstance(one, dict):
+            keys.update(one)
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    yield from keys
+
+
+def is_held(body: Mapping[str, Any]) -> bool:
+    """Whether the server adds earlier turns, which the gateway does not see, to what the model reads."""
+    return any(body.get(name) for name in _HELD)

@@ -11,6 +11,8 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from spanloop_collector.access import same_text
+from spanloop_collector.addresses import shows_token
 from spanloop_collector.gateway.backends import Backend
 from spanloop_collector.gateway.errors import bad_request, too_slow, unreachable
 from spanloop_collector.gateway.routing import SESSION_HEADER
@@ -40,12 +42,10 @@ _OF_ONE_CONNECTION: Final = frozenset(
 )
 # For the gateway alone; and the body is no longer compressed when it is sent on.
 _OF_REQUESTS: Final = _OF_ONE_CONNECTION | {TOKEN_HEADER, SESSION_HEADER, "content-encoding"}
-_AUTHORIZED: Final = _OF_REQUESTS | {"authorization"}
 # The answer is read on its way, so it must not be compressed between back end and gateway (both usually sit on one
 # machine); the gateway's own trace headers replace the client's.
 _READ: Final = frozenset({"accept-encoding", "traceparent", "tracestate"})
 _OF_READ_REQUESTS: Final = _OF_REQUESTS | _READ
-_READ_AUTHORIZED: Final = _AUTHORIZED | _READ
 
 
 def request_headers(
@@ -58,23 +58,39 @@ def request_headers(
         token: the gateway's; it stays here, wherever the client put it.
         read: the answer will be read, and the span's headers will be added.
     """
-    if token is not None and bearer(headers) == token:
-        drop = _READ_AUTHORIZED if read else _AUTHORIZED
-    else:
-        drop = _OF_READ_REQUESTS if read else _OF_REQUESTS
-    return CIMultiDict([(name, value) for name, value in headers.items() if name.lower() not in drop])
+    drop = (_OF_READ_REQUESTS if read else _OF_REQUESTS) | _named_by_connection(headers)
+    return CIMultiDict(
+        [
+            (name, value)
+            for name, value in headers.items()
+            # Clients write the scheme before it as they like, and some send their key in a header of its own.
+            if name.lower() not in drop and (token is None or value.rpartition(" ")[2] != token)
+        ]
+    )
 
 
 def answer_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """What of an answer's headers the client gets."""
-    return CIMultiDict(
-        [(name, value) for name, value in headers.items() if name.lower() not in _OF_ONE_CONNECTION]
+    drop = _OF_ONE_CONNECTION | _named_by_connection(headers)
+    return CIMultiDict([(name, value) for name, value in headers.items() if name.lower() not in drop])
+
+
+def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
+    """Further headers of this connection alone, which `Connection` names."""
+    named = headers.get("connection")
+    if named is None or named.lower() in ("keep-alive", "close"):
+        return frozenset()
+    return frozenset(
+        name.strip().lower() for value in headers.getall("connection") for name in value.split(",")
     )
 
 
-def bearer(headers: Mapping[str, str]) -> str:
-    """The bearer token of the Authorization header, or ""."""
-    return headers.get("authorization", "").removeprefix("Bearer ")
+def shows(headers: Mapping[str, str], token: str | None) -> bool:
+    """Whether a request carries the token, as bearer or in our own header; always where none is needed."""
+    own = headers.get(TOKEN_HEADER)
+    if own and token is not None:
+        return same_text(own, token)
+    return shows_token(headers.get("authorization"), token)
 
 
 def inner_path(request: web.Request) -> str:
@@ -111,7 +127,7 @@ async def pass_through(
             session.request(
                 request.method,
                 backend.url(path),
-                headers=headers,
+                headers=backend.headers(headers),
                 data=request.content if request.body_exists else None,
                 allow_redirects=False,
             ) as answer,
@@ -138,6 +154,8 @@ async def pass_through(
         if clock.writing and not clock.scope.expired():
             raise ConnectionResetError("the client is gone") from error
         if response is None:
+            if (broken := request.content.exception()) is not None:  # the client's body, not the back end
+                raise bad_request(f"the request's body cannot be read: {broken}", "invalid_body") from error
             backend.failed(str(error) or type(error).__name__)
             if clock.scope.expired():
                 raise too_slow(backend.label, backend.shown, clock.phase) from error

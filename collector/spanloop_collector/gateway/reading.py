@@ -28,14 +28,18 @@ class EventReader:
         api: the endpoint.
         call: where it is noted.
         added: what the gateway asked for.
+        owner: of the back end.
         every: whether each event has something to note (tokens that the client asked for itself).
         text: whether what was said is kept, too.
     """
 
-    def __init__(self, api: Api, call: Call, added: Mapping[str, Any], *, every: bool, text: bool) -> None:
+    def __init__(
+        self, api: Api, call: Call, added: Mapping[str, Any], owner: str, *, every: bool, text: bool
+    ) -> None:
         self._api = api
         self._call = call
         self._added = added
+        self._owner = owner
         self._every = every or text
         self._text = text
         self._splitter = EventSplitter()
@@ -94,13 +98,13 @@ class EventReader:
         document = _document(data)
         if document is None:
             return event
-        passed = self._api.stripped(event, document, self._added)
+        passed = self._api.stripped(event, document, self._added, self._owner)
         if passed is not None:
             self._documents.append(document)
             return passed
         self.settle()  # in order
         self._api.absorb(self._call, document, text=self._text)
-        self._api.strip(document, self._added)
+        self._api.strip(document, self._added, self._owner)
         return with_data(event, dump(document))
 
 
@@ -111,6 +115,7 @@ def _document(data: bytes | None) -> dict[str, Any] | None:
 
 def decoded(raw: bytes, encoding: str, limit: int) -> bytes | None:
     """A body without its content encoding; None where we cannot undo it, or it is larger than `limit`."""
+    encoding = encoding.lower()
     if encoding in ("", "identity"):
         return raw
     if encoding not in ("gzip", "deflate"):

@@ -94,8 +94,8 @@ class Call:
 
     @property
     def finished(self) -> bool:
-        """Whether an answer said why it ended."""
-        return any(choice.finish_reason for choice in self.choices.values())
+        """Whether every answer that has begun said why it ended."""
+        return bool(self.choices) and all(choice.finish_reason for choice in self.choices.values())
 
     @property
     def aligned(self) -> bool:

@@ -19,19 +19,20 @@ from spanloop_store.otlp.wire import field
 
 _log = logging.getLogger(__name__)
 
-# At 100 calls/s the queue bridges a collector that is away for nearly three minutes; a span is about 3 kB.
+# At 100 calls/s the queue bridges a collector that is away for nearly three minutes; a span is about 3 kB, one of a long
+# conversation with its token ids a hundred times that.
 MAX_QUEUED: Final = 16_384
+MAX_QUEUED_BYTES: Final = 256 << 20
 BATCH_SPANS: Final = 512
+BATCH_BYTES: Final = 8 << 20  # the collector refuses a request of more than 64 MiB, and all its spans with it
 BATCH_DELAY_S: Final = 0.5
-# How long one batch is offered again before it is given up. Token ids that are lost here cannot be had again; a collector's
-# restart takes seconds.
-PATIENCE_S: Final = 120.0
 RETRY_PAUSE_S: Final = 1.0
 TIMEOUT_S: Final = 10.0
+CLOSING_S: Final = 20.0  # after that no batch is offered any more: a collector may hang, and a stop must end
 
 
 class Sender:
-    """Sends spans, in order, from one thread.
+    """Sends spans, in order, from one thread; a batch is offered until it is taken.
 
     Args:
         url: of the traces endpoint.
@@ -49,16 +50,19 @@ class Sender:
         self._target = OtlpTarget(Endpoint(url, headers, TIMEOUT_S))
         self._resource, self._scope = resource, scope
         self._queue: deque[bytes] = deque()
+        self._bytes = 0  # in it
         self._changed = threading.Condition()
         self._urgent = False  # somebody waits: send at once
         self._closing = False
+        self._deadline = float("inf")  # of closing
         self._thread: threading.Thread | None = None
         self._numbers = count()
         self._put = 0  # spans that were ever queued,
         self._settled = 0  # … and that were taken or given up
         self._flushed = threading.Event()
         self.lost = 0  # spans that the collector never took
-        self._complained = False
+        self._complained = False  # that the collector takes nothing,
+        self._full = False  # … and that spans were lost for it
 
     @property
     def waiting(self) -> int:
@@ -66,17 +70,23 @@ class Sender:
         return self._put - self._settled
 
     def put(self, span: bytes) -> None:
-        """Queue one span; beyond MAX_QUEUED the oldest goes."""
+        """Queue one span; beyond MAX_QUEUED or MAX_QUEUED_BYTES the oldest goes."""
         if self._thread is None:
             self._start()
-        self._queue.append(span)
-        self._put += 1
-        if len(self._queue) >= BATCH_SPANS:
-            with self._changed:
-                if len(self._queue) > MAX_QUEUED:
-                    self._queue.popleft()
-                    self._settled += 1
-                    self._lose(1, "its queue is full")
+        with self._changed:
+            self._queue.append(span)
+            self._bytes += len(span)
+            self._put += 1
+            while len(self._queue) > MAX_QUEUED or self._bytes > MAX_QUEUED_BYTES:
+                self._bytes -= len(self._queue.popleft())
+                self._settled += 1
+                self.lost += 1
+                if not self._full:
+                    self._full = True
+                    _log.error(
+                        "the queue of gateway spans is full: the oldest are lost until the collector takes some"
+                    )
+            if len(self._queue) >= BATCH_SPANS or self._bytes >= BATCH_BYTES:
                 self._changed.notify()
 
     def flush(self, timeout_s: float) -> bool:
@@ -94,9 +104,10 @@ class Sender:
             return self.lost == lost
 
     def shutdown(self) -> None:
-        """Offer each batch that is left once, then end the thread."""
+        """Offer each batch that is left once, for CLOSING_S at most, then end the thread."""
         with self._changed:
             self._closing = True
+            self._deadline = time.monotonic() + CLOSING_S
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
@@ -109,14 +120,18 @@ class Sender:
         while True:
             with self._changed:
                 # One wait a batch, not one a span: spans that come meanwhile do not wake this thread.
-                if not (self._urgent or self._closing) and len(self._queue) < BATCH_SPANS:
+                if (
+                    not (self._urgent or self._closing)
+                    and len(self._queue) < BATCH_SPANS
+                    and self._bytes < BATCH_BYTES
+                ):
                     self._changed.wait(BATCH_DELAY_S)
                 if not self._queue:
                     self._urgent = False
                     if self._closing:
                         return
                     continue
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_SPANS))]
+                batch = self._next()
             try:
                 self._send(batch)
             except Exception:  # the thread must live: without it nothing is sent any more
@@ -126,21 +141,35 @@ class Sender:
                 self._settled += len(batch)
                 self._changed.notify_all()
 
+    def _next(self) -> list[bytes]:
+        """The oldest spans, as many as one request takes, and at least one."""
+        batch: list[bytes] = []
+        size = 0
+        while self._queue and len(batch) < BATCH_SPANS:
+            size += len(self._queue[0])
+            if batch and size > BATCH_BYTES:
+                break
+            batch.append(self._queue.popleft())
+        self._bytes -= sum(map(len, batch))
+        return batch
+
     def _send(self, spans: list[bytes]) -> None:
         scope = field(0x12, self._scope + b"".join(field(0x12, span) for span in spans))
         request = self._privacy.request(field(0x0A, self._resource + scope))
         batch = Batch(
             f"gateway-{next(self._numbers)}", Signal.TRACES, frame(request), None, len(spans), again=False
         )
-        give_up = time.monotonic() + PATIENCE_S
         while True:
+            if time.monotonic() > self._deadline:
+                self._lose(len(spans), "it took too long to stop")
+                return
             answer = self._target.send(batch)
             if answer.outcome is Outcome.DELIVERED:
-                self._complained = False
+                self._complained = self._full = False
                 if answer.rejected:
                     self._lose(answer.rejected, answer.reason)
                 return
-            if answer.outcome is not Outcome.LATER or self._closing or time.monotonic() > give_up:
+            if answer.outcome is not Outcome.LATER or self._closing:
                 self._lose(len(spans), answer.reason)
                 return
             if not self._complained:

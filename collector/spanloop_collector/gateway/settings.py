@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from spanloop_collector.gateway.errors import GatewayConfigError
 
+# All that spanloop.toml may hold; the others are read by `build` and by redaction.
+TABLES: Final = frozenset({"credit", "gateway", "redaction", "rewards", "tasks"})
 SAMPLING: Final = frozenset(
     {
         "temperature",
@@ -79,7 +81,7 @@ class GatewaySettings:
         if path is None:
             return cls()
         try:
-            table = tomllib.loads(path.read_bytes().decode()).get("gateway", {})
+            found = tomllib.loads(path.read_bytes().decode())
         except OSError as error:
             raise GatewayConfigError(
                 f"configuration {path} cannot be read: {error.strerror}", "check --config"
@@ -88,7 +90,11 @@ class GatewaySettings:
             raise GatewayConfigError(
                 f"{path} is not TOML: {error}", "correct that line and start again"
             ) from error
-        return cls.of(table, str(path))
+        for name in found.keys() - TABLES:
+            raise GatewayConfigError(
+                f"{path}: {name}: there is no such table", f"tables are {', '.join(sorted(TABLES))}"
+            )
+        return cls.of(found.get("gateway", {}), str(path))
 
     @classmethod
     def of(cls, table: object, where: str = "spanloop.toml") -> GatewaySettings:

@@ -22,6 +22,8 @@ POLL_INTERVAL_S = 0.5
 # While the store is away, its owner's file is looked for less often.
 RETRY_INTERVAL_S = 1.0
 PRODUCTION = "production"
+# Of a version's number; Python refuses to read thousands of digits.
+_MAX_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Snapshot:
         if known is None:
             return None
         if selector.isascii() and selector.isdigit():
-            version: int | None = int(selector) if int(selector) in known else None
+            number = int(selector) if len(selector) <= _MAX_DIGITS else None
+            version = number if number in known else None
         else:
             version = self.aliases.get((name, selector or PRODUCTION))
         if version is None:

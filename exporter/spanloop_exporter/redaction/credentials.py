@@ -12,27 +12,40 @@ from spanloop_exporter.redaction.pseudonyms import is_pseudonym
 
 # --- name = value
 
-_STRONG: Final = r"pass(?:word|wd|phrase|code)|pwd"
+_STRONG: Final = r"pass(?:word|wd|phrase|code|wort)|pwd|kennwort|senha|wachtwoord|contrase(?:n|\xc3\xb1|\\+u00[fF]1)a|mot de passe"
 _WEAK: Final = (
-    r"secret(?:[_ .-]?(?:access[_ .-]?)?key)?|token|credential"
-    r"|(?:api|access|account|auth|private|sign(?:ing)?|encryption|master|license|service|storage|admin|app|session)"
-    r"[_ .-]?key"
+    r"secret(?:[_ .-]?(?:access[_ .-]?)?key)?|token|credential|authorization"
+    r"|(?:api|access|account|auth|private|sign(?:ing)?|encryption|master|license|service|storage|admin|app|session"
+    r"|subscription)[_ .-]?key"
 )
-_QUOTES: Final = r"(?:\\*[\"'`]|\\+u002[27])"
-_IS: Final = r"(?::=|=>|=|:|\\+u003[dD]| is:?)"
+_QUOTES: Final = r"(?:\\*[\"'`]|\\+u002[27]|%2[27])"
+# Assigned, in a tag of XML, in an object of name and value, in bold.
+_IS: Final = (
+    r"(?:\*\*)?(?::=|=(?:>|\\+u003[eE])|=|:|>|\\+u003[dDeE]|%3[aAdD]| is:?"
+    rf"|, {{0,2}}{_QUOTES}value{_QUOTES} ?:)(?:\*\*)?"
+)
+_BLANK: Final = r"(?:[ \t]|\\+t){0,4}"
 # What a value may begin with, and go on with.
+_ANY: Final = r"[^\x00-\x20\"'`\\]"
 _FIRST: Final = r"[^\x00-\x20\"'`\\<>{}()\[\],;|~\x80-\xff]"
 _NEXT: Final = r"[^\x00-\x20\"'`]"
-_SET: Final = rf"{_QUOTES}?[ \t]{{0,4}}{_IS}[ \t]{{0,4}}(?:{_QUOTES}|[rbuf]\")?"
+_SET: Final = rf"{_QUOTES}?{_BLANK}{_IS}{_BLANK}(?:{_QUOTES}|[rbuf]\"|\*\*)?"
+_SCHEME: Final = r"(?i:token|bearer|basic|apikey|api-key|bot|key) "  # of an Authorization header
 # `tokens` are counted in every span.
 _SUFFIX: Final = r"(?:[A-RT-Za-rt-z0-9_][A-Za-z0-9_]{0,9})?"
-ASSIGN_CORE: Final = rf"(?i:{_STRONG})[A-Za-z0-9_]{{0,10}}(?:{_SET}{_FIRST}{_NEXT}{{5}}|{_QUOTES}?[ \t]{{0,4}}{_IS}[ \t]{{0,4}}{_QUOTES}{_FIRST})|(?i:{_WEAK}){_SUFFIX}{_SET}{_FIRST}{_NEXT}{{15}}"
+# In quotes, a space will do: PASSWORD 'hunter2'.
+ASSIGN_CORE: Final = (
+    rf"(?i:{_STRONG})[A-Za-z0-9_]{{0,10}}(?:{_SET}{_FIRST}{_NEXT}{{5}}|{_QUOTES}?{_BLANK}(?:{_IS}{_BLANK}| ){_QUOTES}{_ANY})"
+    rf"|(?i:pass){_SET}{_FIRST}{_NEXT}{{5}}"
+    rf"|(?i:{_WEAK}){_SUFFIX}(?:{_SET}|{_BLANK}{_QUOTES})(?:{_SCHEME})?{_FIRST}{_NEXT}{{15}}"
+)
 _LEAST_STRONG, _LEAST_WEAK = 6, 16
 _ASSIGN: Final = Lazy(
-    rf"((?i:{_STRONG})|(?i:{_WEAK}))([A-Za-z0-9_]{{0,10}})({_QUOTES}?)[ \t]{{0,4}}({_IS})[ \t]{{0,4}}({_QUOTES}?)"
+    rf"((?i:{_STRONG}|pass)|(?i:{_WEAK}))([A-Za-z0-9_]{{0,10}})"
+    rf"(?:({_QUOTES}?){_BLANK}({_IS}){_BLANK}({_QUOTES}|\*\*|)|{_BLANK}({_QUOTES}))"
 )
-FLAG_CORE: Final = rf"--[a-z-]{{0,16}}(?:{_STRONG}|token|secret|api-key)[ ]{_FIRST}{_NEXT}{{4}}"
-_FLAG: Final = Lazy(rf"--[a-z-]{{0,16}}((?:{_STRONG})|token|secret|api-key) ({_FIRST}{_NEXT}{{5,511}})")
+FLAG_CORE: Final = rf"--[a-z-]{{0,16}}(?:{_STRONG}|pass|token|secret|api-key)[ ]{_FIRST}{_NEXT}{{4}}"
+_FLAG: Final = Lazy(rf"--[a-z-]{{0,16}}((?:{_STRONG}|pass)|token|secret|api-key) ({_FIRST}{_NEXT}{{5,511}})")
 USER_CORE: Final = r"(?:-u|--user)[ =]\\*[\"']?[A-Za-z0-9._@%+-]+:[^\x00-\x20\"'\\]{4}"
 _USER: Final = Lazy(r"(?:-u|--user)[ =]\\*[\"']?[A-Za-z0-9._@%+-]+:([^\x00-\x20\"'\\]{4,256})")
 _BARE: Final = Lazy(r"[^\x00-\x20\"'`\\<>{}()\[\],;|&]{4,512}")
@@ -48,10 +61,13 @@ _NO_SECRET: Final = Lazy(
 )
 # Values that stand for one.
 _STANDS_FOR: Final = Lazy(
-    r"(?i)(?:<|\$|%[sdr(]|\{|\*|\.\.|x{4,}|#{3,}|-{3,}|_{3,}|your|my[_-]|some|insert|enter|replace|change_?me|example|"
-    r"test_?(?:key|token|pass)|dummy|fake|sample|placeholder|redacted|hidden|masked|required|optional|none|null|nil|true|"
-    r"false|undefined|string|str\b|bytes\b|int\b|self\.|os\.|env[.\[(]|process\.|config|settings|get_?env|input|secret_?key|"
-    r"api_?key|access_?token|password|passwd|secret\b|token\b|https?:|file:|/|\./|\.\\)"
+    r"(?i)(?:<|\$(?:[{(]|[a-z_]+\Z|env:)|%[sdr(]|\{|\*|\.\.|x{4,}|#{3,}|-{3,}|_{3,}"
+    r"|(?:your|my)[a-z_-]*(?:pass|pw|key|token|secret|here|credential)|(?:some|insert|enter|replace)[_-]|replace_?me|change_?me"
+    r"|example|test_?(?:key|token|pass)|dummy|fake|sample|placeholder|redacted|hidden|masked"
+    # Words, and no more than words: Password123! is a password.
+    r"|(?:required|optional|none|null|nil|true|false|undefined|string|str|bytes|int|secret_?key|api_?key|access_?token"
+    r"|password|passwd|secret|token)(?![\w.-]*[0-9!@#$%^&*+?])"
+    r"|(?:self|os|env|process|config|settings|input)[.\[(]|get_?env|https?:|file:|/(?:[a-z0-9._-]+/|[a-z._-]+\Z)|\./|\.\\)"
 )
 _LETTER: Final = Lazy(r"[A-Za-z]")
 _DIGIT: Final = Lazy(r"[0-9]")
@@ -84,9 +100,18 @@ def assignment(text: bytes, start: int) -> Found | None:
     if _NO_SECRET.search(whole):
         return None
     strong = _STRONG_NAME.match(match.group(1)) is not None
-    said = match.group(4).startswith(b" is")
-    quote = match.group(5)
+    said = (match.group(4) or b"").startswith(b" is")
+    quote = match.group(5) or match.group(6) or b""
+    if match.group(1).lower() == b"pass" and (
+        match.group(2)
+        or not match.group(4)
+        or not (before or quote)
+        or (before and before.group()[-1:].isalnum())
+    ):
+        return None  # it passed, a bypass
     first = match.end()
+    if name.lower() == b"authorization" and (scheme := _SCHEME_OF.match(text, first)):
+        first = scheme.end()
     if quote:
         last = _closing(text, first, quote)
     else:
@@ -110,7 +135,8 @@ def assignment(text: bytes, start: int) -> Found | None:
     return Found(first, last, kind, "password" if strong else "key")
 
 
-_STRONG_NAME: Final = Lazy(f"(?i){_STRONG}")
+_SCHEME_OF: Final = Lazy(_SCHEME)
+_STRONG_NAME: Final = Lazy(f"(?i){_STRONG}|pass")
 _EXACT: Final = frozenset({b"password", b"passwd", b"pwd", b"passphrase"})
 
 
@@ -208,10 +234,10 @@ URL_CORE: Final = r":(?:\\*/){2}[A-Za-z0-9._%+~-]*:[^\x00-\x20/\"'<>\\@]+@"
 _URL: Final = Lazy(r":(?:\\*/){2}[A-Za-z0-9._%+~-]*:([^\x00-\x20/\"'<>\\]+)@[A-Za-z0-9\[_{$-]")
 _NO_PASSWORD: Final = Lazy(r"(?i)pass(?:word|wd)?|pwd|secret|token|key|x+|\*+|\.+|[$<{%].*")
 SIGNED_CORE: Final = (
-    r"(?:[?&;]|u0026)(?i:sig|X-Amz-Signature|X-Goog-Signature|X-Amz-Security-Token)=[A-Za-z0-9%+/=_-]{8}"
+    r"(?:[?&;]|u0026)(?i:sig|key|X-Amz-Signature|X-Goog-Signature|X-Amz-Security-Token)=[A-Za-z0-9%+/=_-]{8}"
 )
 _SIGNED: Final = Lazy(
-    r"(?:[?&;]|u0026)(?i:sig|X-Amz-Signature|X-Goog-Signature|X-Amz-Security-Token)=((?:[A-Za-z0-9%+=_-]|\\*/){32,2000})"
+    r"(?:[?&;]|u0026)(?i:sig|key|X-Amz-Signature|X-Goog-Signature|X-Amz-Security-Token)=((?:[A-Za-z0-9%+=_-]|\\*/){32,2000})"
 )
 
 

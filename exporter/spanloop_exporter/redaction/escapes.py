@@ -41,7 +41,7 @@ class Lazy:
 
 
 # Pieces of patterns. Bytes above 0x7f are those of UTF-8: no-break and narrow spaces, hyphens and dashes of typography.
-SPACE: Final = r"(?: |\xc2\xa0|\xe2\x80[\x89\xaf]|\\+u00[aA]0|\\+u20(?:09|2[fF]))"
+SPACE: Final = r"(?: |\xc2\xa0|\xe2\x80[\x89\xaf]|%20|\\+u00[aA]0|\\+u20(?:09|2[fF]))"
 DASH: Final = r"(?:-|\xe2\x80[\x90-\x95]|\\+u201[0-5])"
 PLUS: Final = r"(?:\+|\\+u002[bB]|%2[bB])"
 # The same where one of them, or none, may separate digits.

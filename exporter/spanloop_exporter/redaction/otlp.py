@@ -131,7 +131,11 @@ class _Walk:
 
     def _text(self, start: int, end: int) -> None:
         text = bytes(self.out[start:end])
-        changed = self._redactor.redact(text)
+        index, windows = bisect_right(self._ends, start), []
+        while index < len(self._starts) and self._starts[index] < end:
+            windows.append((max(0, self._starts[index] - start), self._ends[index] - start))
+            index += 1
+        changed = self._redactor.redact(text, windows)
         if changed is not text:
             self.out[start:end] = changed
             self.replaced += 1

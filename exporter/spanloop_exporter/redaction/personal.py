@@ -21,7 +21,7 @@ from spanloop_exporter.redaction.pseudonyms import inside_pseudonym
 
 # --- e-mail (RFC 5321, without quoted local parts; letters beyond ASCII as RFC 6531 has them)
 
-_AT: Final = r"(?:@|%40|\\+u0040)"
+_AT: Final = r"(?:@|%(?:25){0,3}40|\\+u0040)"
 # Letters of Latin, Greek and Cyrillic beyond ASCII, as bytes or escaped. Not those of scripts that write words without spaces:
 # the words before an address would be taken for a part of it.
 _LETTER: Final = r"[\xc3-\xd4][\x80-\xbf]|\\+u0(?:0[c-fC-F]|[1-5][0-9a-fA-F])[0-9a-fA-F]"
@@ -34,10 +34,13 @@ _LOCAL: Final = Lazy(
     rf"((?:[A-Za-z0-9.!#$&*_%+-]|{_LETTER}|\\+u002[bB])+)\Z"
 )
 _PLAIN: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$&*_%+-"
+_SCALE: Final = Lazy(r"[1-9]x")
 _LOCAL_MOST: Final = 64 + 16  # octets (RFC 5321, 4.5.3.1.1), and room for an escape
 _NO_LOCAL: Final = frozenset({b"git", b"hg", b"svn"})  # git@host:path, the name that every clone has
-_FILES: Final = frozenset(
-    b"png jpg jpeg gif svg webp css js ts mjs json html htm md txt pdf zip py so dll".split()
+# What a dot, a word and a bracket follow in code (q@k.T[0], a@b.sum(…)) is hardly one of these.
+_DOMAINS: Final = frozenset(
+    b"com org net edu gov mil int info biz dev app io ai co me eu uk us de fr nl be ch at it es pt pl se no dk fi ie cz ru"
+    b" ua br mx ar cl jp cn kr in au nz za example".split()
 )
 
 
@@ -65,9 +68,11 @@ def email(text: bytes, start: int) -> Found | None:
         return None
     end = rest.end()
     following = text[end : end + 1]
-    last = rest.group(1).rpartition(b".")[2].lower()
-    if following in (b"(", b"_", b"[") or following.isdigit() or last in _FILES:
-        return None  # code: q@k.transpose(…), icon@2x.png
+    name, _, last = rest.group(1).lower().rpartition(b".")
+    if (following in (b"(", b"_", b"[") or following.isdigit()) and last not in _DOMAINS:
+        return None  # code: q@k.transpose(…)
+    if _SCALE.fullmatch(name):
+        return None  # icon@2x.png
     return Found(first, end, "email", "email")
 
 
@@ -99,7 +104,9 @@ _NAMED: Final = Lazy(
     r"(?i:phone|mobile|whatsapp|tel|fax|cell)[A-Za-z_.]{0,14}\\*[\"']?[ :=#.]{1,6}\\*[\"']?"
     rf"(\(?[0-9](?:{_BETWEEN}{{0,3}}[0-9]){{6,14}})"
 )
-_NOT_DIGITS: Final = Lazy(r"\\+u[0-9a-fA-F]{4}|[^0-9]+")
+_NOT_DIGITS: Final = Lazy(r"\\+u[0-9a-fA-F]{4}|%20|%|[^0-9%]+")
+# A digit (or letter, of an IBAN), or an escape, whose digits do not count.
+_PIECE: Final = Lazy(r"\\+u[0-9a-fA-F]{4}|%20|[0-9A-Z]")
 _MORE_DIGITS: Final = Lazy(rf"(?:{SPACE}|{DASH}|[./:])?[0-9]|[A-Za-z_]")
 _DATE: Final = Lazy(r"[12][0-9]{3}[-/. ][01]?[0-9][-/. ][0-3]?[0-9]")
 # Assigned codes (ITU-T E.164 list), by their length.
@@ -215,6 +222,8 @@ def _phone(text: bytes, start: int, end: int) -> Found | None:
 
 CARD_CORE: Final = rf"[2-6][0-9]{{3}}(?:{GAP}[0-9]){{9}}"
 _CARD: Final = Lazy(rf"[2-6][0-9]{{3}}(?:{GAP}[0-9]){{9,15}}")
+# Not a slash, colon or bar: the date of expiry follows them.
+_MORE_OF_A_CARD: Final = Lazy(r"\.?[0-9]|[A-Za-z_]")
 _GROUPINGS: Final = frozenset({(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3)})
 _BRANDS: Final = (
     # digits of the card, lowest and highest first digits
@@ -235,6 +244,10 @@ _BRANDS: Final = (
     ((16,), "5893", "5893"),
     ((16,), "6759", "6763"),
 )
+_BRANDS_BY_LENGTH: Final = {
+    length: [(low.ljust(4, "0"), high.ljust(4, "9")) for lengths, low, high in _BRANDS if length in lengths]
+    for length in range(14, 20)
+}
 
 
 def card(text: bytes, start: int) -> Found | None:
@@ -242,54 +255,44 @@ def card(text: bytes, start: int) -> Found | None:
     match = _CARD.match(text, start)
     if match is None or not _apart(text, start):
         return None
-    ends = [found.end() for found in re.finditer(rb"(?:\\+u[0-9a-fA-F]{4})|[0-9]", match.group())]
-    for length in (19, 18, 17, 16, 15, 14):
-        end = _end_of(match.group(), length)
-        if end is None:
+    digits = _digits(match.group())
+    # These first: they are cheap, and most rows of numbers fail them.
+    lengths = [length for length in range(min(19, len(digits)), 13, -1) if _is_card(digits[:length])]
+    ends = [one.end() for one in _PIECE.finditer(match.group()) if len(one.group()) == 1] if lengths else []
+    for length in lengths:
+        end = ends[length - 1]
+        if end == ends[-1] and _MORE_OF_A_CARD.match(text, start + end):
             continue
-        number = match.group()[:end]
-        if _MORE_DIGITS.match(text, start + end) and end == ends[-1]:
-            continue
-        if text[start + end : start + end + 1].isalnum() or not _is_card(number, length):
+        if text[start + end : start + end + 1].isalnum() or not _grouped(match.group()[:end]):
             continue
         return Found(start, start + end, "card", "card")
     return None
 
 
-def _end_of(number: bytes, count: int) -> int | None:
-    """Where its digit of that number ends; None: it has fewer."""
-    seen = 0
-    for piece in re.finditer(rb"\\+u[0-9a-fA-F]{4}|[0-9]", number):
-        if len(piece.group()) == 1:
-            seen += 1
-            if seen == count:
-                return piece.end()
-    return None
+def _grouped(number: bytes) -> bool:
+    groups = tuple(len(group) for group in _NOT_DIGITS.sub(b" ", number).split())
+    return len(groups) == 1 or groups in _GROUPINGS
 
 
-def _is_card(number: bytes, length: int) -> bool:
-    groups = tuple(len(group) for group in re.findall(rb"[0-9]+", _NOT_DIGITS.sub(b" ", number)))
-    if len(groups) > 1 and groups not in _GROUPINGS:
-        return False
-    digits = _digits(number)
-    if not any(length in lengths and low <= digits[: len(low)] <= high for lengths, low, high in _BRANDS):
-        return False
-    return len(set(digits)) > 1 and luhn(digits)
+def _is_card(digits: str) -> bool:
+    brands = _BRANDS_BY_LENGTH[len(digits)]
+    return any(low <= digits[:4] <= high for low, high in brands) and len(set(digits)) > 1 and luhn(digits)
+
+
+_DOUBLED: Final = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)  # sums of the digits of twice a digit
 
 
 def luhn(digits: str) -> bool:
     """Luhn's checksum (ISO/IEC 7812-1, annex B)."""
-    total = 0
-    for place, digit in enumerate(reversed(digits)):
-        value = int(digit) * (1 + place % 2)
-        total += value - 9 * (value > 9)
-    return total % 10 == 0
+    return (
+        sum(map(int, digits[-1::-2])) + sum(map(_DOUBLED.__getitem__, map(int, digits[-2::-2])))
+    ) % 10 == 0
 
 
 # --- IBAN (ISO 13616: length by country, remainder 1 by 97)
 
-IBAN_CORE: Final = rf"[A-Z]{{2}}[0-9]{{2}}(?:{SPACE}?[A-Z0-9]){{11}}"
-_IBAN: Final = Lazy(rf"[A-Z]{{2}}[0-9]{{2}}(?:{SPACE}?[A-Z0-9]){{11,30}}")
+IBAN_CORE: Final = rf"[A-Z]{{2}}[0-9]{{2}}(?:{GAP}[A-Z0-9]){{11}}"
+_IBAN: Final = Lazy(rf"[A-Z]{{2}}[0-9]{{2}}(?:{GAP}[A-Z0-9]){{11,30}}")
 _COUNTRIES: Final = (
     "15:NO 16:BE 18:DK,FK,FI,FO,GL,NL,SD 19:MK,SI 20:AT,BA,EE,KZ,LT,LU,MN,XK 21:CH,HR,LI,LV 22:BG,BH,CR,DE,GB,GE,"
     "IE,ME,RS,VA 23:AE,GI,IL,IQ,OM,SO,TL 24:AD,CZ,ES,MD,PK,RO,SA,SE,SK,TN,VG 25:LY,PT,ST 26:IS,TR 27:BI,DJ,FR,GR,"
@@ -309,7 +312,7 @@ def iban(text: bytes, start: int) -> Found | None:
         return None
     wanted = _IBAN_LENGTHS.get(match.group()[:2].decode())
     plain, end = [], None
-    for piece in re.finditer(rb"\\+u[0-9a-fA-F]{4}|[A-Z0-9]", match.group()):
+    for piece in _PIECE.finditer(match.group()):
         if len(piece.group()) == 1:
             plain.append(piece.group().decode())
             if len(plain) == wanted:
@@ -328,11 +331,16 @@ def iban(text: bytes, start: int) -> Found | None:
 # Not 127, and not 0: those are in every request to a server on the same machine.
 IPV4_CORE: Final = r"(?:[1-9][0-9]?|1(?:[013-9][0-9]|2[0-689])|2[0-9]{2})\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]"
 _IPV4: Final = Lazy(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})(?![0-9A-Za-z_])(?!\.[0-9])")
-# What a version follows: a word or sign that says so, or the name of a program and a slash.
+# What a version follows: a word or sign that says so, or the name of a program and a slash. No single `=` or `>`: addresses
+# follow those in logs (SRC=…) and in XML; nor an @, which stands before a host.
 _VERSION_BEFORE: Final = Lazy(
     r"(?:(?i:version|ver|release|build|revision|rev|section|chapter|sec|table|figure|fig|oid|rfc)[\"'\\:.= v]{1,8}"
-    r"|[=<>~!^]=? ?|[A-Za-z0-9]/|[a-z]@)\Z"
+    r"|(?:[=<>~!]=|[~^]) ?|[A-Za-z0-9]/)\Z"
 )
+_ADDRESS_BEFORE: Final = Lazy(
+    r"(?i)(?:ip|host|addr|address|server|client|peer)(?:v4)?[\"'\\]{0,8}(?: ?[=:] ?| is |@)[\"'\\]{0,8}\Z"
+)
+_ADDRESS_AFTER: Final = Lazy(r":[0-9]{2,5}|/[0-9]{1,2}\b|-(?:[0-9]{1,3}\.){3}[0-9]")
 _VERSION_AFTER: Final = Lazy(r"[-+](?:alpha|beta|rc|dev|post|pre|b[0-9]|a[0-9]|[0-9A-Za-z]*\.)")
 IPV6_CORE: Final = r"[23fF][0-9a-fA-F]{3}:(?:[0-9a-fA-F]{1,4}:|:)"
 _IPV6: Final = Lazy(r"[0-9a-fA-F:]{6,45}(?:\.[0-9]{1,3}){0,3}")
@@ -350,13 +358,12 @@ def ipv4(text: bytes, start: int) -> Found | None:
         return None
     end = match.end()
     before = text[max(0, start - 24) : start]
-    address = before.endswith((b"//", b"/\\/", b"://")) or re.match(
-        rb":[0-9]{2,5}|/[0-9]{1,2}\b", text[end : end + 6]
-    )
-    if not address:
-        if _VERSION_BEFORE.search(before) and not re.search(
-            rb"(?i)(?:ip|host|addr|server)\w{0,8}[=:]? ?=? ?\Z", before
-        ):
+    if not (
+        before.endswith((b"//", b"/\\/", b"://"))
+        or _ADDRESS_AFTER.match(text, end)
+        or _ADDRESS_BEFORE.search(before)
+    ):
+        if _VERSION_BEFORE.search(before):
             return None
         if _VERSION_AFTER.match(text, end):
             return None

@@ -8,6 +8,7 @@ from typing import Final
 
 # Consonants: no digit that a check of numbers could take, no word, and nothing that JSON, a URL or a shell would escape.
 _LETTERS: Final = b"bcdfghjklmnpqrstvwxz"
+_PAIRS: Final = [bytes((low, high)) for high in _LETTERS for low in _LETTERS]
 _LEAST_LETTERS: Final = 6  # 64 million values; below that, the label is left out in their favour
 _MOST_LETTERS: Final = 24  # 2^103 values; what is longer is filled up, and costs a model few tokens
 _MARK: Final = b"~"
@@ -29,7 +30,7 @@ class Pseudonyms:
 
     def __init__(self, salt: bytes) -> None:
         self._salt = salt
-        self._known: dict[tuple[bytes, bytes], int] = {}
+        self._known: dict[tuple[bytes, bytes], bytes] = {}
 
     def text(self, label: bytes, value: bytes, size: int) -> bytes:
         """A pseudonym of letters.
@@ -42,12 +43,12 @@ class Pseudonyms:
         head = _MARK + label + _MARK
         if size < len(head) + _LEAST_LETTERS:
             head = _MARK
-        number = self._number(label, value)
-        letters = bytearray()
-        for _ in range(min(size - len(head), _MOST_LETTERS)):
-            number, index = divmod(number, len(_LETTERS))
-            letters.append(_LETTERS[index])
-        return (head + letters).ljust(size, _MARK)
+        letters = self._known.get((label, value))
+        if letters is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            letters = self._known[label, value] = _letters(self._number(label, value))
+        return (head + letters[: size - len(head)]).ljust(size, _MARK)
 
     def number(self, label: bytes, value: bytes, size: int) -> bytes:
         """A pseudonym of digits, for the place of a number in JSON, where letters would break the document.
@@ -61,13 +62,16 @@ class Pseudonyms:
         return body + _check(body)
 
     def _number(self, label: bytes, value: bytes) -> int:
-        number = self._known.get((label, value))
-        if number is None:
-            digest = hmac.digest(self._salt, label + b"\0" + value, "sha256")
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            number = self._known[label, value] = int.from_bytes(digest, "big")
-        return number
+        return int.from_bytes(hmac.digest(self._salt, label + b"\0" + value, "sha256"), "big")
+
+
+def _letters(number: int) -> bytes:
+    """The lowest digits of a number to the base of the alphabet; two at a time, as divisions are what it takes."""
+    pairs = []
+    for _ in range(_MOST_LETTERS // 2):
+        number, index = divmod(number, len(_PAIRS))
+        pairs.append(_PAIRS[index])
+    return b"".join(pairs)
 
 
 def is_pseudonym(data: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,10 +24,16 @@ _MOST_ROUNDS: Final = 8
 # may be a letter or digit itself.
 _BEFORE: Final = (
     r"(?:[^0-9A-Za-z._]|\\+[abfnrtv]|\\+u[0-9a-fA-F]{4}|%[0-9a-fA-F]{2}|\[[0-9;]{0,5}m"
-    r"|[\x0a\x12\x1a\x22\x2a\x3a\x80-\xff][0-9A-Za-z._])"
+    r"|[\x00-\x1f\x22\x2a\x3ab\x80-\xff][0-9A-Za-z._])"
 )
 
 
+# What is looked at of a text: around a place that the scan of the message gave, and around what was replaced.
+_REACH: Final = (
+    4096  # bytes behind a place, for what begins there and goes on: longer than all cores match but by abuse
+)
+_AROUND: Final = 512  # bytes before and behind what was replaced, that it may have uncovered something in
+_Windows = Sequence[tuple[int, int]]
 _BEFORE_MOST: Final = 10  # bytes of that, escapes of four levels included
 
 
@@ -73,13 +80,14 @@ class _Tokens:
         return table
 
     def heads(self, text: bytes, start: int) -> Found | None:
+        # First of all: in base64, where heads abound, it says no at once.
+        if text[start : start + 1].isalnum() and not free_on_the_left(text, start):
+            return None
         for token in self._heads[text[start]]:
             match = _exact(token).match(text, start)
             if match is None:
                 continue
             data = match.group()
-            if text[start : start + 1].isalnum() and not free_on_the_left(text, start):
-                continue
             if not _DIGIT.search(data, 4) and (
                 token.name in _NEEDS_DIGIT or not (_LOWER.search(data) and _UPPER.search(data))
             ):
@@ -105,11 +113,12 @@ def _exact(token: Token) -> re.Pattern[bytes]:
 
 
 def _first_bytes(head: str) -> Iterable[int]:
-    """What a match can begin with; every byte where the expression is not plain enough to say."""
+    """What a match of a head can begin with."""
     if head.startswith("["):
         return [byte for byte in range(128) if re.match(head[: head.index("]") + 1], chr(byte))]
-    if head[0] == "(":
-        return range(256)
+    if head.startswith("(?:"):
+        alternatives, _, rest = head[3:].partition(")")
+        return {ord(one[0]) for one in (*alternatives.split("|"), rest.removeprefix("?")) if one}
     return [ord(head.removeprefix("\\")[0])]
 
 
@@ -171,7 +180,7 @@ class Redactor:
         allow: Sequence[str] = (),
         patterns: Sequence[tuple[str, str]] = (),
     ) -> None:
-        engine = self._engine = _load()
+        engine = _load()
         self.counts: Counter[str] = Counter()
         self._pseudonyms = Pseudonyms(salt)
         self._disabled = frozenset(disable)
@@ -185,17 +194,30 @@ class Redactor:
                 f"redaction: there is no kind {', '.join(sorted(unknown))} to disable",
                 "the kinds are in docs/redaction.md",
             )
-        self._scan = None
-        if self._rules:
-            self._scan = _compiled(engine, _union(self._rules))
+        self._patterns = tuple(patterns)
+        self._compile(engine)
         # The checks worth trying where a match begins, and a little behind that, by the byte that stands there.
         self._checks = _by_first(rule for rule in self._rules if not rule.number)
         self._numbers = _by_first(rule for rule in self._rules if rule.number)
-        self._own = [(name, _own(engine, name, pattern)) for name, pattern in patterns]
         self.needs_context = any(_has_context(pattern) for _, pattern in patterns)
+
+    def _compile(self, engine: Any) -> None:
+        self._process = os.getpid()
+        self._scan = _compiled(engine, _union(self._rules)) if self._rules else None
+        self._own = [(name, _own(engine, name, pattern)) for name, pattern in self._patterns]
+
+    def _notice_fork(self) -> None:
+        # The engine searches without the interpreter's lock, under locks of its own: what another thread held when this
+        # process was forked stays locked here, and a search would wait for ever.
+        if self._process != os.getpid():
+            self._of_parent = (self._scan, self._own)  # kept: a lock that is held must not be destroyed
+            engine = _load()
+            engine.purge()  # it would hand out the same ones again
+            self._compile(engine)
 
     def places(self, data: bytes) -> list[tuple[int, int]]:
         """Where in bytes of any kind something may stand; a message is then looked at field by field there."""
+        self._notice_fork()
         found: list[tuple[int, int]] = []
         for engine in (self._scan, *(pattern for _, pattern in self._own)):
             position = 0
@@ -207,9 +229,15 @@ class Redactor:
         found.sort()
         return found
 
-    def find(self, text: bytes) -> list[Found]:
-        """What stands in a text, from left to right, none within another."""
-        found = [*self._known(text), *self._users(text)]
+    def find(self, text: bytes, windows: _Windows | None = None) -> list[Found]:
+        """What stands in a text, from left to right, none within another.
+
+        Args:
+            text: one whole text.
+            windows: where something may begin, in order, as `places` says it; None: anywhere.
+        """
+        self._notice_fork()
+        found = [*self._known(text, ((0, len(text)),) if windows is None else windows), *self._users(text)]
         if len(found) < 2 or not self._own:
             return found
         found.sort(key=lambda one: (one.start, -one.end))
@@ -217,19 +245,23 @@ class Redactor:
         for one in found[1:]:
             if one.start >= apart[-1].end:
                 apart.append(one)
+            elif one.end > apart[-1].end:  # one value from two sides: what is left of it would show
+                apart[-1] = apart[-1]._replace(end=one.end)
         return apart
 
-    def redact(self, text: bytes) -> bytes:
+    def redact(self, text: bytes, windows: _Windows | None = None) -> bytes:
         """The text with pseudonyms; the same object where nothing was found.
 
         Args:
             text: one whole text in UTF-8 (other bytes are left as they are).
+            windows: as for `find`.
         """
         for _ in range(_MOST_ROUNDS):
-            found = self.find(text)
+            found = self.find(text, windows)
             if not found:
                 break
             text = self.replace(text, found)
+            windows = _around(found)
         return text
 
     def redact_text(self, text: str) -> str:
@@ -248,17 +280,25 @@ class Redactor:
             self.counts[one.kind] += 1
         return b"".join((*parts, text[position:]))
 
-    def _known(self, text: bytes) -> Iterator[Found]:
-        position = done = 0
-        while self._scan is not None and (match := self._scan.search(text, position)) is not None:
-            start, end = match.span()
-            found = self._at(text, start, end)
-            if found is None or found.start < done:  # the latter looks back, into what has been found already
-                # One further, and not past it: another kind may begin within.
-                position = start + 1
-                continue
-            yield found
-            position = done = max(found.end, start + 1)
+    def _known(self, text: bytes, windows: _Windows) -> Iterator[Found]:
+        if self._scan is None:
+            return
+        search, position, done = self._scan.search, 0, 0
+        for low, high in windows:
+            position, stop = max(low, position), min(high + _REACH, len(text))
+            while position <= high and (match := search(text, position, stop)) is not None:
+                start, end = match.span()
+                if start > high:
+                    break
+                found = self._at(text, start, end)
+                if (
+                    found is None or found.start < done
+                ):  # the latter looks back, into what has been found already
+                    # One further, and not past it: another kind may begin within.
+                    position = start + 1
+                    continue
+                yield found
+                position = done = max(found.end, start + 1)
 
     def _at(self, text: bytes, start: int, end: int) -> Found | None:
         for check in self._checks[text[start]]:
@@ -274,7 +314,9 @@ class Redactor:
     def _users(self, text: bytes) -> Iterator[Found]:
         for name, pattern in self._own:
             for match in pattern.finditer(text):
-                start, end = match.span(1) if match.re.groups else match.span()
+                # The group that took part; none: all of it, rather than nothing.
+                groups = (match.span(group) for group in range(1, match.re.groups + 1))
+                start, end = next((span for span in groups if span[0] >= 0), match.span())
                 found = Found(start, end, name, _USERS)
                 if start < end and not inside_pseudonym(text, start, end) and self._wanted(text, found):
                     yield found
@@ -310,6 +352,17 @@ class Redactor:
             position += len(piece)
             parts.extend(ends[index : index + 1])
         return b"".join(parts)
+
+
+def _around(found: Iterable[Found]) -> _Windows:
+    windows: list[tuple[int, int]] = []
+    for one in found:
+        low, high = max(0, one.start - _AROUND), one.end + _AROUND
+        if windows and low <= windows[-1][1]:
+            windows[-1] = (windows[-1][0], high)
+        else:
+            windows.append((low, high))
+    return windows
 
 
 def kinds() -> frozenset[str]:

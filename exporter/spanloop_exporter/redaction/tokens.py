@@ -167,6 +167,10 @@ TOKENS: Final = (
     Token("elevenlabs_key", "sk_", _H, 48, 48, closed=True),
     Token("logfire_token", "pylf_v[0-9]_(?:[a-z]{2}_)?", _W, 36, 60),
     Token("wandb_key", "wandb_v1_", "[A-Za-z0-9_]", 60, 100),
+    Token("moonshot_key", "sk-kimi-", _W, 40, 100),
+    Token("minimax_key", "sk-api-", _U, 40, 200),
+    Token("vercel_token", "vc[aikpr]_", _W, 40, 80),
+    Token("daytona_key", "dtn_", _H, 64, 64),
     # a bare `sk-`, which many servers of OpenAI's protocol hand out
     Token("sk_key", "sk-", _W, 32, 128),
     # messages

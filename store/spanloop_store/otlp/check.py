@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from spanloop_store.errors import InvalidOtlp
 from spanloop_store.expiry import KEEP_MORE, Expiry
 from spanloop_store.otlp.rows import record_time, signed
-from spanloop_store.otlp.signals import Signal, message_type
+from spanloop_store.otlp.signals import Signal, item_groups, keep_only, message_type
 
 _ZERO_TRACE = bytes(16)
 _ZERO_SPAN = bytes(8)
@@ -106,12 +106,8 @@ def _check(signal: Signal, request: Any, body: bytes, expiry: Expiry | None) -> 
     reasons: Counter[str] = Counter()
     items = expired = 0
     look = _LOOKS[signal]
-    if signal is Signal.TRACES:
-        groups = (scope.spans for resource in request.resource_spans for scope in resource.scope_spans)
-    else:
-        groups = (scope.log_records for resource in request.resource_logs for scope in resource.scope_logs)
     first, end = expiry.kept if expiry else (0, 1 << 64)
-    for group in groups:
+    for _, group in item_groups(signal, request):
         bad = set()
         for index in look.odd(group, first, end):
             why = look.problem(group[index])
@@ -122,10 +118,7 @@ def _check(signal: Signal, request: Any, body: bytes, expiry: Expiry | None) -> 
                 bad.add(index)
         items += len(group) - len(bad)
         if bad:
-            # Not one by one: each deletion moves all that follow it, and there may be a million.
-            good = [item for index, item in enumerate(group) if index not in bad]
-            del group[:]
-            group.extend(good)
+            keep_only(group, [item for index, item in enumerate(group) if index not in bad])
     if reasons:
         body = request.SerializeToString()
     rejected = reasons.total()

@@ -22,8 +22,8 @@ from spanloop_store.otlp.hard import is_hard
 from spanloop_store.otlp.queries import PROTOBUF, ROWS_FORMAT, Reach, TimeRange, time_ranges
 from spanloop_store.otlp.rows import rows as python_rows
 from spanloop_store.otlp.rows import times
-from spanloop_store.otlp.signals import Signal, message_type
-from spanloop_store.otlp.transports import Embedded, Server, Transport, command, count_items
+from spanloop_store.otlp.signals import Signal, count_items, message_type
+from spanloop_store.otlp.transports import Embedded, Server, Transport, command
 from spanloop_store.tables import holder, read_tables
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class SegmentInserter:
     def quarantine(self, name: str, payload: bytes, reason: str) -> None:
         """Keeps bytes that nothing can decode, with the reason beside them."""
         self._quarantine.mkdir(parents=True, exist_ok=True)
-        (self._quarantine / f"{name}.reason.txt").write_text(reason + "\n", encoding="utf-8")
+        (self._quarantine / f"{name}{SEGMENT_SUFFIX}.reason.txt").write_text(reason + "\n", encoding="utf-8")
         # The segment is deleted next.
         write_synced(self._quarantine / f"{name}{SEGMENT_SUFFIX}", payload)
         log.error("quarantined %s (%d bytes) in %s: %s", name, len(payload), self._quarantine, reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from spanloop_store.otlp.signals import Signal
+from spanloop_store.otlp.signals import Signal, item_groups
 from spanloop_store.otlp.values import as_text, attribute_pairs
 
 _KINDS = ("Unspecified", "Internal", "Server", "Client", "Producer", "Consumer")
@@ -67,14 +67,11 @@ def rows(signal: Signal, request: Any) -> Iterator[list[Any]]:
 
 def times(signal: Signal, request: Any) -> Iterator[int]:
     """The time of every row, in nanoseconds, as `Timestamp` has it."""
-    if signal is Signal.TRACES:
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                yield from (signed(span.start_time_unix_nano) for span in scope.spans)
-    else:
-        for resource in request.resource_logs:
-            for scope in resource.scope_logs:
-                yield from (signed(record_time(record)) for record in scope.log_records)
+    for _, items in item_groups(signal, request):
+        if signal is Signal.TRACES:
+            yield from (signed(span.start_time_unix_nano) for span in items)
+        else:
+            yield from (signed(record_time(record)) for record in items)
 
 
 def record_time(record: Any) -> int:

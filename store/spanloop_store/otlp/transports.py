@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -15,7 +16,7 @@ from spanloop_store.errors import SegmentRefused, StoreOverloaded, StoreUnavaila
 from spanloop_store.otlp import queries
 from spanloop_store.otlp.hard import is_hard
 from spanloop_store.otlp.queries import Reach, TimeRange
-from spanloop_store.otlp.signals import Signal, message_type
+from spanloop_store.otlp.signals import Signal, count_items, message_type
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -161,43 +162,32 @@ class Server:
         body = data.read_bytes() if isinstance(data, Path) else data
         query = queries.insert_query(signal, fmt, source, token, local=False, missing=missing, reach=reach)
         # Before the rows, in the body: the query's 9 KB are 13 in a URL, and many a proxy takes 8.
-        _send(self._client, f"{query}\nFORMAT {fmt}\n".encode() + body)
-
-
-def count_items(signal: Signal, request: Any) -> int:
-    """Spans or log records in a request."""
-    if signal is Signal.TRACES:
-        return sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
-    return sum(len(scope.log_records) for resource in request.resource_logs for scope in resource.scope_logs)
-
-
-def _send(client: Client, body: bytes) -> None:
-    """An INSERT with its data behind it."""
-    from clickhouse_connect.driver.exceptions import ClickHouseError
-
-    try:
-        client.raw_insert("", insert_block=body)  # no table: the body is sent as it is
-    except ClickHouseError as error:
-        raise _translate(error) from error
+        with _translated():
+            # No table: the body is sent as it is.
+            self._client.raw_insert("", insert_block=f"{query}\nFORMAT {fmt}\n".encode() + body)
 
 
 def command(client: Client, sql: str, parameters: Mapping[str, str | int] | None = None) -> None:
-    from clickhouse_connect.driver.exceptions import ClickHouseError
-
-    try:
+    """Runs a statement; its errors say whether the bytes are at fault or the store."""
+    with _translated():
         client.command(sql, parameters=dict(parameters or {}))
-    except ClickHouseError as error:
-        raise _translate(error) from error
 
 
 def raw_query(client: Client, sql: str) -> bytes:
+    """A query's answer in TabSeparated, with the same errors."""
+    with _translated():
+        result: bytes = client.raw_query(sql, fmt="TabSeparated")
+    return result
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
     from clickhouse_connect.driver.exceptions import ClickHouseError
 
     try:
-        result: bytes = client.raw_query(sql, fmt="TabSeparated")
+        yield
     except ClickHouseError as error:
         raise _translate(error) from error
-    return result
 
 
 def _translate(error: Exception) -> SegmentRefused | StoreUnavailable:

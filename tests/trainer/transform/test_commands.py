@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from spanloop.main import cli
 from spanloop_store import connect, registry
 
 from .conftest import Agent, called, insert, recorded, result, said, user
+from .test_build import gateway
 
 
 @pytest.fixture
@@ -69,6 +71,29 @@ def test_an_age_is_a_time_and_nonsense_is_not(store: str, tmp_path: Path) -> Non
         cli, ["build", "--out", str(tmp_path / "d"), "--store", store, "--since", "9999w", "--json"]
     )
     assert built.exit_code == 0, built.output
+
+
+def test_show_names_the_prompt_that_ran_and_the_call_that_was_judged(tmp_path: Path) -> None:
+    url, agent, run = f"chdb://{tmp_path}/store", Agent(), CliRunner()
+    ask = {"role": "system", "parts": [{"type": "text", "content": "Be kind."}]}
+    history = [ask, user("2+3?"), called("add", {"a": 2, "b": 3}, "c"), result("c", "5")]
+    rows = [agent.call(history[:2], history[2], at=0), agent.call(history, said("five"), at=1)]
+    stamps = {"spanloop.prompt.version": "bot@2", "spanloop.prompt.requested": "bot@1"}
+    with closing(connect(url)) as client:
+        insert(client, [*rows, gateway(rows[0], **stamps)])
+        client.insert(
+            "rewards",
+            [["1", rows[0]["SpanAttributes"]["gen_ai.response.id"], "thumb", 0.5, "feedback", "users"]],
+            column_names=["id", "response_id", "name", "value", "source", "evaluator"],
+        )
+    out = str(tmp_path / "d")
+    assert run.invoke(cli, ["build", "--out", out, "--store", url]).exit_code == 0
+    shown = run.invoke(cli, ["show", "--first", "--dataset", out]).output.splitlines()
+    # `state` is what the agent said; what the model saw is named beside it. A hash says nothing to a reader.
+    assert [line for line in shown if "prompt" in line and "task" not in line] == [
+        "  prompt bot@2, where the agent sent bot@1"
+    ]
+    assert shown[-2:] == ["  thumb = 0.5   feedback users   step 0", "  reward 0.5   advantage 0.5000"]
 
 
 def test_show_names_what_there_is(store: str, tmp_path: Path) -> None:

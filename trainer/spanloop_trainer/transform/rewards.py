@@ -111,9 +111,9 @@ def address(
     """
     open_ = judgements.with_row_index("judgement")
     found = []
-    for key in (["response_id"], ["trace_id", "span_id"]):
-        named = open_.filter(pl.col(key[-1]) != "")
-        hit = named.join(calls.select("row", *key), on=key, how="inner")
+    for names in (["response_id"], ["trace_id", "span_id"]):
+        named = open_.filter(pl.col(names[-1]) != "")
+        hit = named.join(calls.select("row", *names), on=names, how="inner")
         found.append(hit.select("judgement", "row", *_PART))
         open_ = open_.join(hit, on="judgement", how="anti")
     of_calls = pl.concat(found).drop("judgement")

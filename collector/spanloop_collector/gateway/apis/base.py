@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Final
 from spanloop_collector.gateway.record import Call, is_number
 
 NOTHING: Final[Mapping[str, Any]] = {}
+# It has all its fields in every answer, null where nobody asked for them; other servers leave them out.
+VLLM: Final = "vllm"
 # An event with one of these has something to record, even where no tokens are.
 _NEWS: Final = re.compile(rb'"(?:usage|error)"\s*+:\s*+[{"]|"finish_reason"\s*+:\s*+"')
 
@@ -46,14 +48,16 @@ class Api:
         """Read a whole answer, or one event of a stream. With `text`, keep what was said, too."""
         raise NotImplementedError
 
-    def stripped(self, raw: bytes, document: dict[str, Any], added: Mapping[str, Any]) -> bytes | None:
-        """`raw` (an event, or a whole answer) less what only `added` made the back end say; None: not possible in the text.
+    def stripped(
+        self, raw: bytes, document: dict[str, Any], added: Mapping[str, Any], owner: str
+    ) -> bytes | None:
+        """`raw` (an event, or a whole answer) as that back end says it without `added`; None: not possible in the text.
 
         Whoever gets None calls `strip` on the document and writes it anew.
         """
         raise NotImplementedError
 
-    def strip(self, document: dict[str, Any], added: Mapping[str, Any]) -> None:
+    def strip(self, document: dict[str, Any], added: Mapping[str, Any], owner: str) -> None:
         """The same on the document."""
         raise NotImplementedError
 

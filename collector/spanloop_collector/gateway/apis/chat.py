@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final
 
-from spanloop_collector.gateway.apis.base import NOTHING, Api, logprobs_of, names
+from spanloop_collector.gateway.apis.base import NOTHING, VLLM, Api, logprobs_of, names
 from spanloop_collector.gateway.jsonedit import replaced, without
 from spanloop_collector.gateway.record import Call, Choice, error_text, integer, is_number
 
@@ -83,9 +83,16 @@ class Chat(Api):
         if error := document.get("error"):
             call.fail("upstream_error", error_text(error))
 
-    def stripped(self, raw: bytes, document: dict[str, Any], added: Mapping[str, Any]) -> bytes | None:
-        """Without ids; log-probabilities become null, as servers write them where nobody asked."""
+    def stripped(
+        self, raw: bytes, document: dict[str, Any], added: Mapping[str, Any], owner: str
+    ) -> bytes | None:
+        """Without ids; log-probabilities become null, as servers write them where nobody asked.
+
+        An event that says nothing but tokens is left out: it is made for those alone who ask for them.
+        """
         choices = [choice for choice in _choices(document) if isinstance(choice, dict)]
+        if _RETURN in added and "logprobs" in added and _only_tokens(document, choices):
+            return b""
         text: bytes | None = raw
         # First, while what stands behind them in the document does so in the text.
         if "logprobs" in added:
@@ -98,16 +105,22 @@ class Chat(Api):
                     holders = [choice for choice in choices if key in choice]
                     if key in document:  # before or after the choices' own: one kind has one place
                         holders.append(document)
-                    text = without(text, key, holders)
+                    if owner != VLLM:
+                        text = without(text, key, holders)
+                    elif any(holder[key] is not None for holder in holders):
+                        text = replaced(text, key, holders, b"null")
         return text
 
-    def strip(self, document: dict[str, Any], added: Mapping[str, Any]) -> None:
+    def strip(self, document: dict[str, Any], added: Mapping[str, Any], owner: str) -> None:
         """The same on the document."""
         choices = [choice for choice in _choices(document) if isinstance(choice, dict)]
         if _RETURN in added:
             for item in (document, *choices):
-                item.pop("prompt_token_ids", None)
-                item.pop("token_ids", None)
+                for key in ("prompt_token_ids", "token_ids"):
+                    if owner == VLLM and key in item:
+                        item[key] = None
+                    else:
+                        item.pop(key, None)
         if "logprobs" in added:
             for choice in choices:
                 if "logprobs" in choice:
@@ -137,6 +150,13 @@ class Completions(Chat):
 def _choices(document: Mapping[str, Any]) -> list[Any]:
     choices = document.get("choices")
     return choices if isinstance(choices, list) else []
+
+
+def _only_tokens(document: Mapping[str, Any], choices: list[dict[str, Any]]) -> bool:
+    return bool(choices) and all(
+        choice.get("delta") == {} and not choice.get("finish_reason") and not document.get("usage")
+        for choice in choices
+    )
 
 
 def _logprobs(logprobs: dict[str, Any]) -> list[float]:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final
 
-from spanloop_collector.gateway.apis.base import NOTHING, Api, logprobs_of, names
-from spanloop_collector.gateway.jsonedit import replaced, without
+from spanloop_collector.gateway.apis.base import NOTHING, VLLM, Api, logprobs_of, names
+from spanloop_collector.gateway.jsonedit import replaced
 from spanloop_collector.gateway.record import Call, Choice, error_text, integer
 
 _INCLUDE: Final = "message.output_text.logprobs"
@@ -40,7 +40,7 @@ class Responses(Api):
 
     def token_fields(self, body: Mapping[str, Any], owner: str) -> Mapping[str, Any]:
         """`enable_response_messages` and log-probabilities of the text; of vLLM alone."""
-        if owner != "vllm" or body.get("background"):
+        if owner != VLLM or body.get("background"):
             return NOTHING
         fields: dict[str, Any] = {} if body.get(_MESSAGES) else {_MESSAGES: True}
         include = body.get("include")
@@ -74,30 +74,42 @@ class Responses(Api):
         if text and isinstance(delta := document.get("delta"), str):
             choice.text.append(delta)
 
-    def stripped(self, raw: bytes, document: dict[str, Any], added: Mapping[str, Any]) -> bytes | None:
-        """Without messages; log-probabilities become an empty list, as servers write them where nobody asked."""
+    def stripped(
+        self,
+        raw: bytes,
+        document: dict[str, Any],
+        added: Mapping[str, Any],
+        owner: str,  # noqa: ARG002  # what another endpoint needs
+    ) -> bytes | None:
+        """As vLLM writes it where nobody asked: messages are null, and log-probabilities an empty list, null in the whole."""
         text: bytes | None = raw
-        if _MESSAGES in added:
-            whole = _whole(document)
+        whole = _whole(document)
+        if _MESSAGES in added and whole is not None:
             for key in ("input_messages", "output_messages"):
-                if text is not None and whole is not None and key in whole:
-                    text = without(text, key, [whole])
+                if text is not None and whole.get(key) is not None:
+                    text = replaced(text, key, [whole], b"null")
         if "include" in added and text is not None:
             held = [part for part in _parts(document) if "logprobs" in part]
             if any(part["logprobs"] for part in held):
-                text = replaced(text, "logprobs", held, b"[]")
+                text = replaced(text, "logprobs", held, b"[]" if whole is None else b"null")
         return text
 
-    def strip(self, document: dict[str, Any], added: Mapping[str, Any]) -> None:
+    def strip(
+        self,
+        document: dict[str, Any],
+        added: Mapping[str, Any],
+        owner: str,  # noqa: ARG002  # what another endpoint needs
+    ) -> None:
         """The same on the document."""
         whole = _whole(document)
         if _MESSAGES in added and whole is not None:
-            whole.pop("input_messages", None)
-            whole.pop("output_messages", None)
+            for key in ("input_messages", "output_messages"):
+                if key in whole:
+                    whole[key] = None
         if "include" in added:
             for part in _parts(document):
                 if part.get("logprobs"):
-                    part["logprobs"] = []
+                    part["logprobs"] = [] if whole is None else None
 
     def has_news(self, event: bytes) -> bool:
         """Whether an event holds the response itself, or an error."""

@@ -8,6 +8,9 @@ from typing import Any, Final
 
 _ROLES: Final = ("system", "developer")
 _TEXTS: Final = ("text", "input_text")
+# They are recorded with a prompt; OpenAI takes 128 tools with names of 64 characters.
+_MAX_TOOLS: Final = 512
+_MAX_TOOL_CHARS: Final = 200
 # Between the texts of several messages or parts.
 _JOINT: Final = "\n\n"
 
@@ -37,7 +40,7 @@ def find(body: Mapping[str, Any]) -> Found | None:
     instructions = body.get("instructions") if field == "input" else None
     if isinstance(instructions, str) and instructions:
         texts.append(instructions)
-    leading = 0
+    has_instructions, leading = bool(texts), 0
     for item in items if isinstance(items, list) else ():
         if not isinstance(item, dict) or item.get("role") not in _ROLES:
             break
@@ -49,20 +52,20 @@ def find(body: Mapping[str, Any]) -> Found | None:
     text = texts[0] if len(texts) == 1 else _JOINT.join(texts)
     if not text or text.isspace():
         return None
-    return Found(text, field, leading, instructions=bool(instructions))
+    return Found(text, field, leading, instructions=has_instructions)
 
 
 def tools_of(body: Mapping[str, Any]) -> frozenset[str]:
-    """Names of the tools that the request offers."""
+    """Names of the tools that the request offers, of the first ones where there are very many."""
     tools = body.get("tools")
     names = set()
-    for tool in tools if isinstance(tools, list) else ():
+    for tool in tools[:_MAX_TOOLS] if isinstance(tools, list) else ():
         if isinstance(tool, dict):
             function = tool.get("function")
             name = (
                 function.get("name") if isinstance(function, dict) else tool.get("name") or tool.get("type")
             )
-            if isinstance(name, str):
+            if isinstance(name, str) and len(name) <= _MAX_TOOL_CHARS:
                 names.add(name)
     return frozenset(names)
 

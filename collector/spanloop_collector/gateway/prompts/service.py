@@ -7,14 +7,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
-from spanloop_collector.gateway.prompts.finding import Found, find, replaced, tools_of
-from spanloop_collector.gateway.prompts.index import Recognised
-from spanloop_collector.gateway.prompts.learning import Caller, Learner, Registry
-from spanloop_store.templates import Template
+from spanloop_collector.gateway.prompts.finding import find, tools_of
+from spanloop_collector.gateway.prompts.index import ANYBODY
+from spanloop_collector.gateway.prompts.known import Caller
+from spanloop_collector.gateway.prompts.learning import Learner, Registry
+from spanloop_collector.gateway.prompts.placing import Applied, placed
 
 if TYPE_CHECKING:
     from spanloop_collector.gateway.prompts.book import Book
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SERVICE_HEADER: Final = "x-spanloop-service"
+# A service's or model's name becomes the prompt's, and whoever calls writes it.
+MAX_NAME_CHARS: Final = 200
 # Longer ones are sent on as they are, and have no name.
 MAX_CHARS: Final = 1 << 20
 # New texts that wait for the thread; one that finds no room comes again with the next call.
@@ -42,33 +44,6 @@ class Snapshot(Protocol):
     @property
     def prompts(self) -> Book | None:
         """Of prompts."""
-
-
-@dataclass(slots=True)
-class Applied:
-    """What became of a request.
-
-    Args:
-        body: the request to send; the same object where nothing was changed.
-        requested: NAME@VERSION that the agent sent, where another one was put in its place.
-        skipped: why the version that the registry names was not put in its place.
-    """
-
-    body: Mapping[str, Any]
-    requested: str | None = None
-    skipped: str | None = None
-    _version: str | None = None
-    _later: Callable[[], str | None] | None = None
-
-    @property
-    def version(self) -> str | None:
-        """NAME@VERSION that it runs with; None: no prompt, or one that is being learnt.
-
-        Asked again when the call ends, it may be known by then.
-        """
-        if self._version is None and self._later is not None:
-            self._version = self._later()
-        return self._version
 
 
 class Prompts:
@@ -156,27 +131,27 @@ class Prompts:
         known = self._index.find(service, found.text)
         if known is None:
             model = str(body.get("model") or "").partition("@")[0]
-            self._queue(found.text, Caller(service, model, tools_of(body)), session)
+            caller = Caller(service, model[:MAX_NAME_CHARS], tools_of(body))
+            self._queue(found.text, caller, session)
             return Applied(body, _later=lambda: self._name(service, found.text))
         entry = known.entry
         if self._learns:
             self._seen.append((entry.name, entry.version, session, hash(tuple(known.values.values()))))
         if book is None:
             return Applied(body, _version=entry.id)
-        return _placed(body, found, known, book, candidate=candidate)
+        return placed(body, found, known, book, candidate=candidate)
 
     def _name(self, service: str, text: str) -> str | None:
         known = self._index.find(service, text)
         return known.entry.id if known else None
 
     def _take(self, book: Book) -> None:
-        first = self._book is None
-        self._book = book
-        if first:
-            # The first call after a start gets the promoted prompt, too.
+        if self._book is None:
+            # The first call after a start gets the promoted prompt, too. Before the thread has the book: while it learns,
+            # which may take as long as the store does, it holds the lock.
             self._load(book)
-        else:
-            self._wake.set()
+        self._book = book
+        self._wake.set()
 
     def _load(self, book: Book) -> None:
         with self._lock:
@@ -321,6 +296,11 @@ def _passes(error: Exception) -> bool:
 
 def service_of(headers: Mapping[str, str]) -> str:
     """The calling service: our header, else the baggage's `service.name`; "" where neither says."""
+    service = _said_service(headers)[:MAX_NAME_CHARS]
+    return "" if service == ANYBODY else service  # nobody is everybody
+
+
+def _said_service(headers: Mapping[str, str]) -> str:
     if service := headers.get(SERVICE_HEADER):
         return service
     baggage = headers.get("baggage")
@@ -329,57 +309,3 @@ def service_of(headers: Mapping[str, str]) -> str:
         if key.strip() == "service.name":
             return unquote(value.strip())
     return ""
-
-
-def _placed(body: dict[str, Any], found: Found, known: Recognised, book: Book, *, candidate: bool) -> Applied:
-    """The version that the registry names in place of the one that was sent."""
-    entry = known.entry
-    pointer = book.target(entry.name, candidate=candidate)
-    if pointer is None:
-        return Applied(body, _version=entry.id)
-    target, since = pointer
-    same = target.id == entry.id
-    if same and not target.examples:
-        return Applied(body, _version=entry.id)
-    if not same and entry.created > since:
-        reason = f"{target.id}: {entry.id} is newer than the decision for it"
-        return Applied(body, _version=entry.id, skipped=reason)
-    examples = [_example(message) for message in target.examples]
-    missing = set() if same else set(target.template.missing(known.values))
-    for message in examples:
-        if isinstance(content := message["content"], Template):
-            missing.update(content.missing(known.values))
-    if missing:
-        reason = f"{target.id}: no value for {', '.join(sorted(missing))}"
-        return Applied(body, _version=entry.id, skipped=reason)
-    sent = book.versions.get((entry.name, entry.version))
-    if not same and sent is not None and _holds_pseudonyms(target, sent, entry.template):
-        return Applied(body, _version=entry.id, skipped=f"{target.id}: it has pseudonyms in place of secrets")
-    text = found.text if same else target.template.render(known.values)
-    shots = [
-        {**message, "content": message["content"].render(known.values)}
-        if isinstance(message["content"], Template)
-        else message
-        for message in examples
-    ]
-    made = replaced(body, found, text, shots)
-    return Applied(made, _version=target.id, requested=None if same else entry.id)
-
-
-def _example(message: Mapping[str, Any]) -> dict[str, Any]:
-    content = message.get("content")
-    return {**message, "content": Template.parse(content) if isinstance(content, str) else content}
-
-
-def _holds_pseudonyms(target: PromptVersion, sent: PromptVersion, raw: Template) -> bool:
-    """Whether a version was written from a text whose secrets redaction had replaced, and still has those replacements."""
-    stored = sent.template.literals
-    if stored == raw.literals:
-        return False
-    secret = {
-        word
-        for before, after in zip(raw.literals, stored, strict=False)
-        if before != after
-        for word in set(after.split()) - set(before.split())
-    }
-    return any(word in target.content for word in secret)
