@@ -59,9 +59,8 @@ class _Attempt:
     clock: Clock
     last: bool  # nobody else could answer: an error is passed on as it is
     began: float  # when the call came, in the loop's time
-    suspected: set[
-        tuple[str, str]
-    ]  # (endpoint, field) that an earlier refusal of this back end may have been about
+    # (endpoint, field) that an earlier refusal of this back end may have been about
+    suspected: set[tuple[str, str]]
     response: web.StreamResponse | None = None  # what has begun to reach the client
     reader: EventReader | None = None  # of its stream
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from spanloop_collector.gateway.prompts.finding import Found, replaced
@@ -106,7 +107,7 @@ def _holds_pseudonyms(target: PromptVersion, sent: PromptVersion | None, raw: Te
         raw: how that looks before redaction.
         text: the agent's own, which may have pseudonyms of its own.
     """
-    if not set(_PSEUDONYM.findall(target.content)).issubset(_PSEUDONYM.findall(text)):
+    if any(word not in text for word in _pseudonyms(target.content)):
         return True
     stored = raw.literals if sent is None else sent.template.literals
     if stored == raw.literals:
@@ -118,3 +119,8 @@ def _holds_pseudonyms(target: PromptVersion, sent: PromptVersion | None, raw: Te
         for word in set(after.split()) - set(before.split())
     }
     return any(word in target.content for word in secret)
+
+
+@lru_cache(maxsize=256)  # of what aliases point at, asked for at every call
+def _pseudonyms(content: str) -> frozenset[str]:
+    return frozenset(_PSEUDONYM.findall(content))
