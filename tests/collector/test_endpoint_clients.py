@@ -20,6 +20,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError, StreamFailureErr
 from tests.collector.served_endpoint import Served, serving
 
 from spanloop_collector.endpoint.cityhash import checksum
+from spanloop_store.errors import AuditError
 from spanloop_store.retention import read_retention, set_retention
 
 LIMIT_MIB = 600
@@ -385,6 +386,6 @@ def test_half_of_it_is_for_one_query(served: Served) -> None:
 def test_retention_through_the_endpoint(served: Served) -> None:
     assert {kept.days for kept in set_retention(served.client(), 30)} == {30}
     assert {kept.days for kept in read_retention(served.client(reader=True))} == {30}
-    with pytest.raises(DatabaseError):
+    with pytest.raises(AuditError, match="only reads"):
         set_retention(served.client(reader=True), 1)
     assert {kept.days for kept in set_retention(served.client(), None)} == {None}
