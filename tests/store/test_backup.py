@@ -355,6 +355,11 @@ def test_what_was_erased_and_who_did_it_outlive_a_restore(tmp_path: Path) -> Non
     restore(url, str(tmp_path / "b"))
     with Engine(url) as engine:
         client = engine.client()
-        assert [entry.action for entry in audit.entries(client)] == ["restore", "retention", "erase", "backup"]
+        assert [entry.action for entry in audit.entries(client)] == [
+            "restore",
+            "retention",
+            "erase",
+            "backup",
+        ]
         assert erase.sweep(client) == {"otel_traces_trace_id_ts": 1, "otel_traces": 1}
         assert client.query("SELECT name FROM system.tables WHERE name = 'before_restore'").result_rows == []
