@@ -197,16 +197,18 @@ def _redact_attributes(owner: Any, redactor: Redactor, *, said: bool = False, la
         limits.without_token_ids(wanted)
     changed = wanted != read.plain
     anew = read.anew if last else set()
-    if not changed and not anew:
+    if not changed and not anew and len(read.pairs) == len(read.plain):
         return False
     # In place: events, links and scopes take no new list.
     attributes = owner.attributes
+    done: set[str] = set()  # of two pairs with one key, only the last has been looked at
     for index in range(len(read.pairs) - 1, -1, -1):
         key = read.pairs[index].key
-        if key not in wanted:
+        if key not in wanted or key in done:
             del attributes[index]
         elif wanted[key] is not read.plain[key] or key in anew:
             attributes[index] = KeyValue(key, _value(wanted[key], turn=last))
+        done.add(key)
     for key in wanted.keys() - read.plain.keys():
         attributes.append(KeyValue(key, _value(wanted[key], turn=last)))
     return changed
@@ -285,8 +287,8 @@ class _Read:
 def _plain(value: Any) -> tuple[Any, bool]:
     """A value in Python's types, and whether it must be written anew even where nothing in it changes.
 
-    That is so of arrays (see TESTED_WITH), and of an attribute without a value: it is valid OTLP, and rotel panics when it
-    is read.
+    That is so of arrays (see TESTED_WITH), of an attribute without a value: it is valid OTLP, and rotel panics when it
+    is read; and of a map that has a key twice: only the last pair of these is looked at.
     """
     try:
         inner = value.value
@@ -298,7 +300,8 @@ def _plain(value: Any) -> tuple[Any, bool]:
     if isinstance(inner, KeyValueList):
         # Its iterator does not stop before the first of no pairs.
         pairs = [(pair.key, _plain(pair.value)) for pair in inner] if len(inner) else []
-        return {key: item for key, (item, _) in pairs}, any(anew for _, (_, anew) in pairs)
+        plain = {key: item for key, (item, _) in pairs}
+        return plain, len(plain) < len(pairs) or any(anew for _, (_, anew) in pairs)
     if isinstance(inner, list):
         return bytes(inner), False
     return inner, False

@@ -257,6 +257,10 @@ def test_nothing_secret_passes_at_any_place(rotel: Rotel, capture: Capture, tmp_
             pair.value.array_value.values.add().string_value = text
     span.attributes.add(key="gen_ai.input.messages").value.string_value = json.dumps([{"content": secret}])
     span.attributes.add(key="spanloop.prompt_token_ids").value.string_value = "[1,2]"
+    twice = span.attributes.add(key="map").value.kvlist_value.values  # no valid OTLP, but senders do it
+    for pairs in (span.attributes, span.events.add(name="twice").attributes, twice):
+        for text in (secret, "clean"):
+            pairs.add(key="twice").value.string_value = text
     span.links.add(trace_id=bytes(15) + b"1", span_id=bytes(7) + b"1").attributes.add(
         key="l"
     ).value.string_value = secret

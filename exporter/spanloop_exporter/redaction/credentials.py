@@ -28,6 +28,7 @@ _BLANK: Final = r"(?:[ \t]|\\+t){0,4}"
 # What a value may begin with, and go on with.
 _ANY: Final = r"[^\x00-\x20\"'`\\]"
 _FIRST: Final = r"[^\x00-\x20\"'`\\<>{}()\[\],;|~\x80-\xff]"
+_FIRST_OF_KEY: Final = r"[A-Za-z0-9+/=_.%!@#^&*-]"  # no dollar: $NAME is a variable
 _NEXT: Final = r"[^\x00-\x20\"'`]"
 _SET: Final = rf"{_QUOTES}?{_BLANK}{_IS}{_BLANK}(?:{_QUOTES}|[rbuf]\"|\*\*)?"
 _SCHEME: Final = r"(?i:token|bearer|basic|apikey|api-key|bot|key) "  # of an Authorization header
@@ -37,12 +38,12 @@ _SUFFIX: Final = r"(?:[A-RT-Za-rt-z0-9_][A-Za-z0-9_]{0,9})?"
 ASSIGN_CORE: Final = (
     rf"(?i:{_STRONG})[A-Za-z0-9_]{{0,10}}(?:{_SET}{_FIRST}{_NEXT}{{5}}|{_QUOTES}?{_BLANK}(?:{_IS}{_BLANK}| ){_QUOTES}{_ANY})"
     rf"|(?i:pass){_SET}{_FIRST}{_NEXT}{{5}}"
-    rf"|(?i:{_WEAK}){_SUFFIX}(?:{_SET}|{_BLANK}{_QUOTES})(?:{_SCHEME})?{_FIRST}{_NEXT}{{15}}"
+    rf"|(?i:{_WEAK}){_SUFFIX}(?:{_SET}| {_QUOTES})(?:{_SCHEME})?{_FIRST_OF_KEY}{_NEXT}{{15}}"
 )
 _LEAST_STRONG, _LEAST_WEAK = 6, 16
 _ASSIGN: Final = Lazy(
     rf"((?i:{_STRONG}|pass)|(?i:{_WEAK}))([A-Za-z0-9_]{{0,10}})"
-    rf"(?:({_QUOTES}?){_BLANK}({_IS}){_BLANK}({_QUOTES}|\*\*|)|{_BLANK}({_QUOTES}))"
+    rf"(?:({_QUOTES}?){_BLANK}({_IS}){_BLANK}({_QUOTES}|\*\*|)| ({_QUOTES}))"
 )
 FLAG_CORE: Final = rf"--[a-z-]{{0,16}}(?:{_STRONG}|pass|token|secret|api-key)[ ]{_FIRST}{_NEXT}{{4}}"
 _FLAG: Final = Lazy(rf"--[a-z-]{{0,16}}((?:{_STRONG}|pass)|token|secret|api-key) ({_FIRST}{_NEXT}{{5,511}})")
@@ -67,7 +68,7 @@ _STANDS_FOR: Final = Lazy(
     # Words, and no more than words: Password123! is a password.
     r"|(?:required|optional|none|null|nil|true|false|undefined|string|str|bytes|int|secret_?key|api_?key|access_?token"
     r"|password|passwd|secret|token)(?![\w.-]*[0-9!@#$%^&*+?])"
-    r"|(?:self|os|env|process|config|settings|input)[.\[(]|get_?env|https?:|file:|/(?:[a-z0-9._-]+/|[a-z._-]+\Z)|\./|\.\\)"
+    r"|(?:self|os|env|process|config|settings|input)[.\[(]|get_?env|https?:|file:|(?-i:/(?:[A-Z]?[a-z0-9._-]+/|[a-z._-]+\Z))|\./|\.\\)"
 )
 _LETTER: Final = Lazy(r"[A-Za-z]")
 _DIGIT: Final = Lazy(r"[0-9]")

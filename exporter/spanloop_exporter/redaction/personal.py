@@ -337,8 +337,9 @@ _VERSION_BEFORE: Final = Lazy(
     r"(?:(?i:version|ver|release|build|revision|rev|section|chapter|sec|table|figure|fig|oid|rfc)[\"'\\:.= v]{1,8}"
     r"|(?:[=<>~!]=|[~^]) ?|[A-Za-z0-9]/)\Z"
 )
+_BEFORE_ADDRESS: Final = 96  # bytes; quotes five levels down are thirty each
 _ADDRESS_BEFORE: Final = Lazy(
-    r"(?i)(?:ip|host|addr|address|server|client|peer)(?:v4)?[\"'\\]{0,8}(?: ?[=:] ?| is |@)[\"'\\]{0,8}\Z"
+    r"(?i)(?:ip|host|addr|address|server|client|peer)(?:v4)?(?:\\*[\"']|\\+u002[27])?(?: ?[=:] ?| is |@)(?:\\*[\"']|\\+u002[27])?\Z"
 )
 _ADDRESS_AFTER: Final = Lazy(r":[0-9]{2,5}|/[0-9]{1,2}\b|-(?:[0-9]{1,3}\.){3}[0-9]")
 _VERSION_AFTER: Final = Lazy(r"[-+](?:alpha|beta|rc|dev|post|pre|b[0-9]|a[0-9]|[0-9A-Za-z]*\.)")
@@ -357,7 +358,7 @@ def ipv4(text: bytes, start: int) -> Found | None:
     if parts[0] in (b"0", b"127", b"255"):
         return None
     end = match.end()
-    before = text[max(0, start - 24) : start]
+    before = text[max(0, start - _BEFORE_ADDRESS) : start]
     if not (
         before.endswith((b"//", b"/\\/", b"://"))
         or _ADDRESS_AFTER.match(text, end)

@@ -3,154 +3,27 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
 from spanloop_exporter.errors import RedactionError
-from spanloop_exporter.redaction import credentials, personal
-from spanloop_exporter.redaction.escapes import Found, Lazy, free_on_the_left, unescaped
+from spanloop_exporter.redaction import credentials
+from spanloop_exporter.redaction.escapes import Found, Lazy, unescaped
 from spanloop_exporter.redaction.pseudonyms import Pseudonyms, inside_pseudonym, is_pseudonym
-from spanloop_exporter.redaction.tokens import TOKENS, Token
+from spanloop_exporter.redaction.rules import BEFORE_ESCAPED, Check, Rule, kinds, rules, union
 
 # Bytes of states that the engine may remember; what 157 kinds need on text, base64 and random bytes is below 10 MB.
 _ENGINE_MEMORY: Final = 64 << 20
 # Each round finds only what the round before uncovered; two are the rule.
 _MOST_ROUNDS: Final = 8
-# What stands before a number that is one: no letter or digit, or the end of an escape, or a length or tag of protobuf, which
-# may be a letter or digit itself.
-_BEFORE: Final = (
-    r"(?:[^0-9A-Za-z._]|\\+[abfnrtv]|\\+u[0-9a-fA-F]{4}|%[0-9a-fA-F]{2}|\[[0-9;]{0,5}m"
-    r"|[\x00-\x1f\x22\x2a\x3ab\x80-\xff][0-9A-Za-z._])"
-)
-
-
 # What is looked at of a text: around a place that the scan of the message gave, and around what was replaced.
-_REACH: Final = (
-    4096  # bytes behind a place, for what begins there and goes on: longer than all cores match but by abuse
-)
+# _REACH is bytes behind a place, for what begins there and goes on: longer than a core matches but by abuse.
+_REACH: Final = 4096
 _AROUND: Final = 512  # bytes before and behind what was replaced, that it may have uncovered something in
 _Windows = Sequence[tuple[int, int]]
-_BEFORE_MOST: Final = 10  # bytes of that, escapes of four levels included
-
-
-class Rule(NamedTuple):
-    """A family of kinds that one check decides on.
-
-    Args:
-        group: how settings name it.
-        core: what the fast engine looks for; matches wherever the check would say yes.
-        check: what stands at a place; None: nothing.
-        first: the bytes that a match of `core` can begin with.
-        number: whether only what is no part of a word or longer number can be one; `core` then begins behind what stands
-            before it.
-    """
-
-    group: str
-    core: str
-    check: Callable[[bytes, int], Found | None]
-    first: Iterable[int]
-    number: bool = False
-
-
-_TOKEN_HEADS: Final = [token for token in TOKENS if not token.back]
-_TOKEN_MIDDLES: Final = [token for token in TOKENS if token.back]
-_DIGIT: Final = Lazy(r"[0-9]")
-_LOWER: Final = Lazy(r"[a-z]")
-_UPPER: Final = Lazy(r"[A-Z]")
-_NEEDS_DIGIT: Final = frozenset({"mollie_key", "lob_key", "notion_secret", "sk_key"})
-
-
-class _Tokens:
-    """The check of tokens. An expression is compiled when it is first needed: all of them would take 11 ms."""
-
-    def __init__(self) -> None:
-        self._heads = self._by_first(_TOKEN_HEADS)
-        self._middles = self._by_first(_TOKEN_MIDDLES)
-
-    @staticmethod
-    def _by_first(tokens: Iterable[Token]) -> list[list[Token]]:
-        table: list[list[Token]] = [[] for _ in range(256)]
-        for token in tokens:
-            for byte in _first_bytes(token.head):
-                table[byte].append(token)
-        return table
-
-    def heads(self, text: bytes, start: int) -> Found | None:
-        # First of all: in base64, where heads abound, it says no at once.
-        if text[start : start + 1].isalnum() and not free_on_the_left(text, start):
-            return None
-        for token in self._heads[text[start]]:
-            match = _exact(token).match(text, start)
-            if match is None:
-                continue
-            data = match.group()
-            if not _DIGIT.search(data, 4) and (
-                token.name in _NEEDS_DIGIT or not (_LOWER.search(data) and _UPPER.search(data))
-            ):
-                continue
-            return Found(start, match.end(), token.name, "key")
-        return None
-
-    def middles(self, text: bytes, start: int) -> Found | None:
-        for token in self._middles[text[start]]:
-            exact = _exact(token)
-            for back in range(token.back, token.back - token.varies - 1, -1):
-                first = start - back
-                if first < 0 or (match := exact.match(text, first)) is None:
-                    continue
-                if match.end() > start and free_on_the_left(text, first):
-                    return Found(first, match.end(), token.name, "key")
-        return None
-
-
-@functools.cache
-def _exact(token: Token) -> re.Pattern[bytes]:
-    return re.compile(token.exact.encode("latin-1"))
-
-
-def _first_bytes(head: str) -> Iterable[int]:
-    """What a match of a head can begin with."""
-    if head.startswith("["):
-        return [byte for byte in range(128) if re.match(head[: head.index("]") + 1], chr(byte))]
-    if head.startswith("(?:"):
-        alternatives, _, rest = head[3:].partition(")")
-        return {ord(one[0]) for one in (*alternatives.split("|"), rest.removeprefix("?")) if one}
-    return [ord(head.removeprefix("\\")[0])]
-
-
-def _rules() -> list[Rule]:
-    tokens = _Tokens()
-    heads = "|".join(token.core for token in _TOKEN_HEADS)
-    middles = "|".join(token.core for token in _TOKEN_MIDDLES)
-    digits, letters = b"0123456789", b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    return [
-        Rule("card", personal.CARD_CORE, personal.card, b"23456", number=True),
-        Rule("iban", personal.IBAN_CORE, personal.iban, letters[26:], number=True),
-        Rule("ip", personal.IPV4_CORE, personal.ipv4, digits[1:], number=True),
-        Rule("ip", personal.IPV6_CORE, personal.ipv6, b"23fF", number=True),
-        Rule("phone", personal.NANP_CORE, personal.nanp, b"(23456789", number=True),
-        Rule("phone", personal.PAIRS_CORE, personal.pairs, b"0", number=True),
-        Rule("phone", personal.TRUNK_CORE, personal.trunk, b"(0", number=True),
-        Rule("phone", personal.EXIT_CODE_CORE, personal.exit_code, b"0", number=True),
-        Rule("phone", personal.INTERNATIONAL_CORE, personal.international, b"+\\%"),
-        Rule("phone", personal.NAMED_CORE, personal.named, b"pmwtfcPMWTFC"),
-        Rule("private_key", credentials.KEY_CORE, credentials.private_key, b"-P"),
-        Rule("key", heads, tokens.heads, range(256)),
-        Rule("key", middles, tokens.middles, range(256)),
-        Rule("password", credentials.URL_CORE, credentials.url, b":"),
-        Rule("key", credentials.AUTHORIZATION_CORE, credentials.authorization, b"bB"),
-        Rule("key", credentials.SIGNED_CORE, credentials.signed, b"?&;u"),
-        Rule("password", credentials.FLAG_CORE, credentials.flag, b"-"),
-        Rule("password", credentials.USER_CORE, credentials.user, b"-"),
-        Rule("password", credentials.ASSIGN_CORE, credentials.assignment, letters),
-        Rule("email", personal.EMAIL_CORE, personal.email, range(256)),
-    ]
-
-
 # What pseudonyms are labelled with. Keys and passwords share one: where the same value stands bare and after `password=`, it
 # has to stay the same value.
 _LABELS: Final = {"key": b"secret", "password": b"secret", "private_key": b"secret"}
@@ -187,7 +60,7 @@ class Redactor:
         self._allowed = (
             re.compile("|".join(fnmatch.translate(value.lower()) for value in allow)) if allow else None
         )
-        self._rules = [rule for rule in _rules() if rule.group not in self._disabled]
+        self._rules = [rule for rule in rules() if rule.group not in self._disabled]
         unknown = self._disabled - kinds()
         if unknown:
             raise RedactionError(
@@ -203,7 +76,7 @@ class Redactor:
 
     def _compile(self, engine: Any) -> None:
         self._process = os.getpid()
-        self._scan = _compiled(engine, _union(self._rules)) if self._rules else None
+        self._scan = _compiled(engine, union(self._rules)) if self._rules else None
         self._own = [(name, _own(engine, name, pattern)) for name, pattern in self._patterns]
 
     def _notice_fork(self) -> None:
@@ -304,8 +177,12 @@ class Redactor:
         for check in self._checks[text[start]]:
             if (found := check(text, start)) is not None and self._wanted(text, found):
                 return found
-        # The match of a number has what stands before it, which is short.
-        for place in range(start, min(start + _BEFORE_MOST, end)):
+        # The match of a number begins with what stands before it: nothing, a byte or two, or an escape.
+        escape = BEFORE_ESCAPED.match(text, start)
+        places: tuple[int, ...] = (start, start + 1, start + 2, escape.end() if escape else end)
+        for place in places:
+            if place >= end:
+                continue
             for check in self._numbers[text[place]]:
                 if (found := check(text, place)) is not None and self._wanted(text, found):
                     return found
@@ -365,16 +242,6 @@ def _around(found: Iterable[Found]) -> _Windows:
     return windows
 
 
-def kinds() -> frozenset[str]:
-    """What settings may name: kinds, and groups of kinds."""
-    return frozenset(
-        {token.name for token in TOKENS}
-        | {f"{vendor}_key" for vendor in credentials.VENDORS}
-        | {"email", "phone", "card", "iban", "ip", "ipv4", "ipv6", "key", "password", "private_key", "secret"}
-        | {"url_password", "signed_url", "bearer_token", "basic_authorization"}
-    )
-
-
 def _load() -> Any:
     try:
         import re2  # late, and only where redaction is on
@@ -395,17 +262,8 @@ def _compiled(engine: Any, pattern: str) -> Any:
     return engine.compile(pattern.encode("latin-1"), options)
 
 
-def _union(rules: Sequence[Rule]) -> str:
-    numbers = "|".join(f"(?:{rule.core})" for rule in rules if rule.number)
-    others = "|".join(f"(?:{rule.core})" for rule in rules if not rule.number)
-    return "|".join(part for part in (f"(?:^|{_BEFORE})(?:{numbers})" if numbers else "", others) if part)
-
-
-_Check = Callable[[bytes, int], Found | None]
-
-
-def _by_first(rules: Iterable[Rule]) -> list[list[_Check]]:
-    table: list[list[_Check]] = [[] for _ in range(256)]
+def _by_first(rules: Iterable[Rule]) -> list[list[Check]]:
+    table: list[list[Check]] = [[] for _ in range(256)]
     for rule in rules:
         for byte in rule.first:
             table[byte].append(rule.check)
