@@ -9,8 +9,36 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 _numbers = count()
+# pytest --hypothesis-profile nightly
+settings.register_profile("nightly", max_examples=1000)
+
+
+# What takes longest comes first (with `--no-loadscope-reorder`): else a worker begins it when the others have nothing left.
+_LONG = (
+    "e2e/test_loop.py",
+    "packaging/",
+    "faults/",
+    "exporter/test_calls_client.py",
+    "exporter/test_zero_code.py",
+    "exporter/test_spool_processes.py",
+    "store/test_upgrade.py",
+    "store/test_backup.py",
+    "store/otlp/",
+    "fuzz/",
+    "cli/",
+    "trainer/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        path = item.nodeid.removeprefix("tests/")
+        return next((number for number, start in enumerate(_LONG) if path.startswith(start)), len(_LONG))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -89,6 +89,8 @@ def _start(folder: Path, diary: Path, what: str, endpoint: str) -> subprocess.Po
         "OTEL_TRACES_EXPORTER": "spanloop",
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
+        # The program makes its spans itself; importing what others instrument takes most of a process's time.
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*",
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
         "SPANLOOP_SPOOL": str(folder / "spool"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),

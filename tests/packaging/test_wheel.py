@@ -20,6 +20,11 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def pip(environment: Path, *arguments: str | Path) -> str:
+    """This environment's pip, at work in another one, which has none."""
+    return run(sys.executable, "-m", "pip", "--python", environment / "python", *arguments)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dist")
@@ -32,13 +37,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def base_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bin/ of a fresh environment in which only the wheel and what it asks for is installed, nothing pinned."""
     home = tmp_path_factory.mktemp("base")
-    venv.create(home, with_pip=True)
-    run(home / "bin/python", "-m", "pip", "install", "--quiet", wheel)
+    venv.create(home)
+    pip(home / "bin", "install", "--quiet", "--no-compile", wheel)
     return home / "bin"
 
 
 def test_base_install_is_light(base_environment: Path) -> None:
-    listed = json.loads(run(base_environment / "python", "-m", "pip", "list", "--format", "json"))
+    listed = json.loads(pip(base_environment, "list", "--format", "json"))
     names = {package["name"].lower() for package in listed}
     assert "spanloop" in names
     assert not names & HEAVY
@@ -72,8 +77,8 @@ def test_all_extras_resolve(wheel: Path, base_environment: Path, tmp_path: Path)
     report = tmp_path / "report.json"
     constraint = tmp_path / "torch.txt"
     constraint.write_text(f"torch=={torch.__version__.split('+')[0]}\n")
-    run(
-        base_environment / "python", "-m", "pip", "install", "--quiet", "--dry-run",
+    pip(
+        base_environment, "install", "--quiet", "--dry-run",
         "--constraint", constraint, "--report", report, f"{wheel}[all]",
     )  # fmt: skip
     planned = {

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
+from tests.helpers.examples import few
 
 from spanloop_store import Engine
 from spanloop_store.errors import SegmentRefused
@@ -204,7 +205,7 @@ def assert_same(client: Client, folder: Path, signal: Signal, payload: bytes) ->
             assert rows_by(client, folder, signal, PROTOBUF, payload, Reach.COMMON) == fallback
 
 
-generated = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+generated = settings(max_examples=few(15), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @generated
