@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.helpers.examples import few
 
 from .conftest import Agent, Build, Row, called, result, said, user
 
@@ -104,7 +105,7 @@ def test_numbers_and_text_survive_as_they_were(build_rows: Build) -> None:
     assert json.loads(json.loads(frame["action"][0])["tool_calls"][0]["function"]["arguments"]) == arguments
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=few(6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     runs=st.lists(
         st.tuples(st.integers(0, 2), st.integers(1, 4), st.integers(0, 30), st.integers(1, 9)),

@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from tests.trainer.algorithms.datasets import transitions, write
 
@@ -25,7 +25,7 @@ def test_a_full_disk_leaves_the_dataset_that_was_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if where == "parquet":
-        monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+        monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     else:
         monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(DatasetError, match="No space left"):

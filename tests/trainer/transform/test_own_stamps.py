@@ -9,6 +9,7 @@ import pytest
 
 from spanloop_trainer.transform.calls import distinct_calls
 from spanloop_trainer.transform.funnel import Funnel
+from spanloop_trainer.transform.pieces import set_apart
 
 Span = tuple[str | None, list[int], str]  # version, completion tokens, answer
 
@@ -41,10 +42,20 @@ def kept(*spans: Span) -> tuple[str | None, list[int]]:
             "own_logprobs": pl.List(pl.List(pl.Float64)),
         },
     )
-    (row,) = distinct_calls(calls, Funnel()).to_dicts()
-    (tokens,) = row["own_completion_ids"] or [[]]
-    assert len(row["own_prompt_ids"]) == bool(tokens)
-    assert row["own_logprobs"] == ([[-0.5] * len(tokens)] if tokens else [])
+    slim, lists = set_apart(calls, "own_")
+    (row,) = distinct_calls(slim, Funnel()).to_dicts()
+    found = lists.filter(pl.col("tokens").eq_missing(pl.lit(row["own_tokens"]))).to_dicts()
+    if not found:
+        return row["own_served_version"], []
+    ((tokens,),) = [one["completion_ids"] for one in found]
+    assert found == [
+        {
+            "tokens": row["own_tokens"],
+            "prompt_ids": [1],
+            "completion_ids": [tokens],
+            "logprobs": [[-0.5] * len(tokens)],
+        }
+    ]
     return row["own_served_version"], tokens
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import polars as pl
+
+from spanloop_trainer.transform.schema import REWARD_PART
 
 
 def with_policy(calls: pl.DataFrame) -> pl.DataFrame:
     """Add `policy`, `policy_version` and `resources`: the gateway's stamp, else the names that the span has."""
-    texts = calls["system_text"].drop_nulls().unique()
-    hashes = [f"prompt:{hashlib.sha256(text.encode()).hexdigest()[:16]}" for text in texts.to_list()]
-    table = pl.DataFrame([texts, pl.Series("prompt_hash", hashes, dtype=pl.String)])
     prompt = pl.coalesce(pl.lit("prompt:") + pl.col("prompt_version"), "prompt_hash")
     requested = pl.lit("requested:") + pl.col("prompt_requested")
     named = pl.coalesce("response_model", pl.col("request_model").replace("", None))
-    return calls.join(table, on="system_text", how="left", maintain_order="left").with_columns(
+    return calls.with_columns(
         pl.coalesce("served_version", named).alias("policy_version"),
         pl.coalesce(pl.col("served_version").str.split("@").list.first(), named).alias("policy"),
         pl.concat_list(prompt, requested).list.drop_nulls().alias("resources"),
@@ -23,15 +20,20 @@ def with_policy(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def episode_facts(calls: pl.DataFrame) -> pl.DataFrame:
-    """One row an episode, with what rules and task lookup need; `answer` is the last call's text, if it had one."""
-    taken = pl.col("answers").list.get(pl.col("taken"), null_on_oob=True)
+    """One row an episode, with what rules need; `answer` is the last call's text, if it had one.
+
+    Args:
+        calls: of whole episodes, with `texts`.
+    """
+    taken = pl.col("taken")
+    answer = pl.col("answers").list.get(taken, null_on_oob=True).struct
     calls = calls.with_columns(
-        taken.struct.field(name).alias(name) for name in ("text", "tool_calls", "finish")
+        pl.col("texts").list.get(taken, null_on_oob=True).alias("text"),
+        answer.field("tool_calls").alias("tool_calls"),
+        answer.field("finish").alias("finish"),
     )
     end = pl.col("start").dt.epoch("ns") + pl.col("duration_ns").cast(pl.Int64)
     return calls.group_by("episode_id", maintain_order=True).agg(
-        pl.col("explicit_task").drop_nulls().first(),
-        pl.col("first_user").first(),
         pl.col("agent").first(),
         pl.col("service").first(),
         pl.col("policy_version").last(),
@@ -45,74 +47,85 @@ def episode_facts(calls: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def assemble(
-    calls: pl.DataFrame,
-    episodes: pl.DataFrame,
-    of_episodes: pl.DataFrame,
-    of_calls: pl.DataFrame,
-) -> pl.DataFrame:
-    """One row an answer, and one for a call that has none.
+def answer_rows(calls: pl.DataFrame, of_episodes: pl.DataFrame, of_calls: pl.DataFrame) -> pl.DataFrame:
+    """One slim row an answer, and one for a call that has none: what credit and filters look at.
 
     An answer that the episode did not go on with (n > 1) ends there: no next call, and no reward, which judged another.
+
+    Args:
+        calls: of stage B.
+        of_episodes, of_calls: `reward` by `episode_id` and by `row`.
     """
-    answer = pl.col("answers").struct
     rows = (
-        calls.with_columns(pl.col("answers").list.len().cast(pl.Int32).alias("n"))
-        .explode("answers", empty_as_null=True)
-        .with_columns(
-            answer.field("choice").fill_null(0).alias("choice"),
-            answer.field("chat").alias("chat"),
-            answer.field("finish").alias("finish"),
+        calls.select(
+            "row", "episode_id", "step", "task_id", "split", "agent", "status", "start", "taken", "last", "policy_version",
+            pl.col("prompt_code").alias("state_code"),
+            pl.col("answers").list.eval(pl.element().struct.field("choice")).alias("choice"),
+            pl.int_ranges(0, pl.col("answers").list.len(), dtype=pl.Int32).alias("place"),
         )
-    )
-    rows = (
-        rows.join(
-            episodes.select("episode_id", "task_id", "split"),
-            on="episode_id",
-            how="left",
-            maintain_order="left",
-        )
-        .join(of_episodes, on="episode_id", how="left", maintain_order="left")
-        .join(of_calls, on="row", how="left", suffix="_call", maintain_order="left")
-    )
-    ok, taken = pl.col("status") == "ok", pl.col("choice") == pl.col("taken")
-    valid = pl.col("status") != "invalid"
-    no_parts = pl.lit([], dtype=of_episodes.schema["reward_parts"])
+        .explode("choice", "place", empty_as_null=True)
+        .with_columns(pl.col("choice", "place").fill_null(0))
+    )  # fmt: skip
+    taken = pl.col("choice") == pl.col("taken")
     both = pl.col("reward").is_null() & pl.col("reward_call").is_null()
-    rows = rows.with_columns(
-        pl.when(taken & ~both)
-        .then(pl.col("reward").fill_null(0.0) + pl.col("reward_call").fill_null(0.0))
-        .alias("reward"),
-        pl.when(taken)
-        .then(
-            pl.concat_list(
-                pl.col("reward_parts").fill_null(no_parts), pl.col("reward_parts_call").fill_null(no_parts)
-            )
+    return (
+        rows.join(of_episodes.select("episode_id", "reward"), on="episode_id", how="left", maintain_order="left")
+        .join(of_calls.select("row", pl.col("reward").alias("reward_call")), on="row", how="left", maintain_order="left")
+        .with_columns(
+            pl.when(taken & ~both)
+            .then(pl.col("reward").fill_null(0.0) + pl.col("reward_call").fill_null(0.0))
+            .alias("reward"),
+            taken.alias("taken"),
         )
-        .otherwise(no_parts)
-        .alias("reward_parts"),
+        .with_columns(
+            (~pl.col("taken") | pl.col("last")).alias("done"),
+            pl.col("reward").alias("return_"),
+            pl.lit(None, pl.Float64).alias("advantage"),
+            pl.lit(1.0).alias("weight"),
+        )
+        .drop("reward_call", "last")
+    )  # fmt: skip
+
+
+def assemble(
+    rows: pl.DataFrame, calls: pl.DataFrame, of_episodes: pl.DataFrame, of_calls: pl.DataFrame
+) -> pl.DataFrame:
+    """Rows of the contract, in no order.
+
+    Args:
+        rows: of stage E, of some whole episodes.
+        calls: of stage B for these episodes, with texts and tokens.
+        of_episodes, of_calls: `reward_parts` by `episode_id` and by `row`.
+    """
+    # The rows have these, as stage E left them.
+    own = ["episode_id", "step", "task_id", "split", "agent", "status", "start", "taken", "policy_version"]
+    shown = calls.select(pl.col("row").alias("next_row"), pl.col("messages").alias("next_messages"))
+    calls = calls.drop(own, strict=False).join(shown, on="next_row", how="left", maintain_order="left")
+    calls = calls.with_columns(pl.col("answers").list.len().cast(pl.Int32).alias("n"))
+    rows = rows.join(calls, on="row", how="left", maintain_order="left")
+    parts = _parts(rows, of_episodes, of_calls)
+    ok, taken, choice = pl.col("status") == "ok", pl.col("taken"), pl.col("choice")
+    valid = pl.col("status") != "invalid"
+    # Where in `answers`; answers are not always numbered without a gap.
+    place = pl.col("place")
+    finish = pl.col("answers").list.get(place, null_on_oob=True).struct.field("finish")
+    completion, logprobs = (
+        pl.col(name).list.get(choice, null_on_oob=True) for name in ("completion_ids", "logprobs")
     )
-    # An empty array is what an absent attribute looks like: not captured, never guessed.
-    choice = pl.col("choice")
-    per_choice = {
-        name: pl.col(name).list.get(choice, null_on_oob=True) for name in ("completion_ids", "logprobs")
-    }
-    completion = pl.when(ok & (per_choice["completion_ids"].list.len() > 0)).then(
-        per_choice["completion_ids"]
-    )
-    logprobs = pl.when(ok & (per_choice["logprobs"].list.len() > 0)).then(per_choice["logprobs"])
     return rows.select(
         "episode_id", "step", "choice", pl.lit(None, pl.String).alias("parent_episode_id"), "task_id", "agent",
         "trace_id", "span_id", "response_id", "start",
         pl.when(valid).then("[" + pl.col("messages").list.join(",") + "]").alias("state"),
         pl.when(valid).then("tools_json").alias("tools"),
-        pl.when(ok).then("chat").alias("action"),
-        pl.when(taken).then("observation").alias("observation"),
+        pl.when(ok).then(pl.col("chats").list.get(place, null_on_oob=True)).alias("action"),
+        pl.when(taken & pl.col("seen").is_not_null())
+        .then("[" + pl.col("next_messages").list.slice(pl.col("seen")).list.join(",") + "]").alias("observation"),
         pl.when(taken).then("next_span_id").alias("next_span_id"),
-        (~taken | pl.col("last")).alias("done"),
+        "done",
         "status", "error_type",
-        pl.coalesce("finish", pl.col("finish_reasons").list.get(choice, null_on_oob=True)).alias("finish_reason"),
-        "reward", pl.col("reward").alias("return_"), pl.lit(None, pl.Float64).alias("advantage"), "reward_parts",
+        pl.coalesce(finish, pl.col("finish_reasons").list.get(choice, null_on_oob=True)).alias("finish_reason"),
+        "reward", "return_", "advantage",
+        parts.alias("reward_parts"),
         "policy", "policy_version", "resources",
         pl.struct(
             pl.coalesce("temperature", "gateway_temperature").alias("temperature"),
@@ -121,7 +134,37 @@ def assemble(
             pl.coalesce("seed", "gateway_seed").alias("seed"),
             "n",
         ).alias("sampling"),
+        # An empty array is what an absent attribute looks like: not captured, never guessed.
         pl.when(pl.col("prompt_ids").list.len() > 0).then("prompt_ids").alias("prompt_ids"),
-        completion.alias("completion_ids"), logprobs.alias("logprobs"),
-        pl.lit(1.0).alias("weight"), "split",
+        pl.when(ok & (completion.list.len() > 0)).then(completion).alias("completion_ids"),
+        pl.when(ok & (logprobs.list.len() > 0)).then(logprobs).alias("logprobs"),
+        "weight", "split",
     )  # fmt: skip
+
+
+def _parts(rows: pl.DataFrame, of_episodes: pl.DataFrame, of_calls: pl.DataFrame) -> pl.Series:
+    """Every source of reward of a row: those of its episode, then its own."""
+    none = pl.lit([], dtype=pl.List(REWARD_PART))
+    parts = (
+        rows.select("row", "episode_id", "taken")
+        .join(of_episodes.select("episode_id", "reward_parts"), on="episode_id", how="left", maintain_order="left")
+        .join(
+            of_calls.select("row", pl.col("reward_parts").alias("of_call")),
+            on="row", how="left", maintain_order="left",
+        )
+        .with_row_index("place")
+    )  # fmt: skip
+    # Lists of structs are joined end to end slowly, and few rows have both.
+    both = parts.filter(pl.col("reward_parts").is_not_null() & pl.col("of_call").is_not_null()).select(
+        "place", pl.concat_list("reward_parts", "of_call").alias("both")
+    )
+    if both.height:
+        parts = parts.join(both, on="place", how="left", maintain_order="left")
+    else:
+        parts = parts.with_columns(pl.lit(None, pl.List(REWARD_PART)).alias("both"))
+    return parts.select(
+        pl.when("taken")
+        .then(pl.coalesce("both", "reward_parts", "of_call", none))
+        .otherwise(none)
+        .alias("reward_parts")
+    )["reward_parts"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +15,8 @@ from spanloop_trainer.config import Config
 from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform.dataset import Manifest, write_dataset
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.pipeline import transform
-from spanloop_trainer.transform.read import Window, read_spans, span_range
+from spanloop_trainer.transform.pipeline import Transitions, transform
+from spanloop_trainer.transform.read import Window, read_rewards, read_spans, span_range
 from spanloop_trainer.transform.rewards import write_rule_rewards
 from spanloop_trainer.transform.tasks import read_tasks
 
@@ -57,19 +57,19 @@ def build(
     progress(f"reading spans, {window}")
     spans = read_spans(client, window)
     funnel = Funnel()
-    transitions, parts, last_calls = transform(
-        spans, tasks, config, agents=tuple(agents or ()), funnel=funnel
+    transitions = transform(
+        spans, read_rewards(client), tasks, config, agents=tuple(agents or ()), funnel=funnel
     )
-    if transitions.is_empty():
+    rows = transitions.settled.rows
+    if rows.is_empty():
         raise _nothing(client, window, agents, funnel)
-    progress(f"writing {transitions.height} transitions to {out}")
-    audit.record(
-        client, "build", str(out.resolve()), {"window": str(window), "transitions": transitions.height}
-    )
-    splits = dict(sorted(transitions.group_by("split").agg(pl.col("episode_id").n_unique()).iter_rows()))
+    progress(f"writing {rows.height} transitions to {out}")
+    audit.record(client, "build", str(out.resolve()), {"window": str(window), "transitions": rows.height})
+    splits = dict(sorted(rows.group_by("split").agg(pl.col("episode_id").n_unique()).iter_rows()))
+    counts: dict[str, Any] = {}
     manifest = write_dataset(
         out,
-        transitions,
+        _with_counts(transitions, counts),
         query={
             "since": since.isoformat() if since else None,
             "until": until.isoformat() if until else None,
@@ -78,11 +78,11 @@ def build(
         },
         config_hash=config_hash,
         credit=config.credit.method,
-        counts=funnel.as_dict(),
+        counts=counts,
         splits=splits,
         decoders=_decoders(client),
     )
-    write_rule_rewards(client, parts, last_calls, config)
+    write_rule_rewards(client, transitions.judged.parts, transitions.last_calls(), config)
     registry.record_dataset(
         client,
         registry.Dataset(
@@ -95,6 +95,12 @@ def build(
         ),
     )
     return manifest
+
+
+def _with_counts(transitions: Transitions, counts: dict[str, Any]) -> Iterator[pl.DataFrame]:
+    """The rows; `counts` is filled after the last, since the texts of most are only read then."""
+    yield from transitions.frames()
+    counts.update(transitions.funnel.as_dict())
 
 
 def _nothing(client: Any, window: Window, agents: Sequence[str] | None, funnel: Funnel) -> TransformError:

@@ -7,11 +7,10 @@ import polars as pl
 from spanloop_trainer.transform.funnel import Funnel
 
 _STAMP = (
-    "served_version", "prompt_version", "prompt_requested", "prompt_ids", "completion_ids", "logprobs",
-    "gateway_seed", "gateway_temperature", "gateway_top_p", "gateway_max_tokens",
+    "served_version", "prompt_version", "prompt_requested", "tokens", "tokens_code", "gateway_seed",
+    "gateway_temperature", "gateway_top_p", "gateway_max_tokens",
 )  # fmt: skip
-
-_TOKENS = ("prompt_ids", "completion_ids", "logprobs")
+_TOKENS = ("tokens", "tokens_code")
 
 
 def distinct_calls(calls: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
@@ -50,7 +49,7 @@ def _share_own_stamps(calls: pl.DataFrame) -> pl.DataFrame:
             pl.col("own_served_version").drop_nulls().first(),
             *(pl.col(f"own_{name}").first() for name in _TOKENS),
             pl.col("own_served_version").drop_nulls().n_unique().alias("versions"),
-            pl.col("own_completion_ids").filter(_has_tokens("own_")).hash().n_unique().alias("answers"),
+            pl.col("own_tokens_code").drop_nulls().n_unique().alias("answers"),
         )
         .filter((pl.col("versions") <= 1) & (pl.col("answers") <= 1))
         .select("response_id", pl.lit(value=True).alias("known"), *names)
@@ -62,7 +61,7 @@ def _share_own_stamps(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _has_tokens(prefix: str = "") -> pl.Expr:
-    return pl.col(f"{prefix}completion_ids").list.len().fill_null(0) > 0
+    return pl.col(f"{prefix}tokens_code").is_not_null()
 
 
 def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:

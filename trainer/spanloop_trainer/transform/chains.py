@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import polars as pl
 
-_SCOPED = ["scope", "code"]
+# One number for `scope` and `code`: windows over two columns, one of them text, take several times as long.
+_SCOPED = "scoped_code"
+
+
+def _scoped(frame: pl.DataFrame, scope: pl.Expr) -> pl.DataFrame:
+    return frame.with_columns(pl.struct(scope, "code").hash().alias(_SCOPED))
 
 
 def _parents(calls: pl.DataFrame) -> pl.DataFrame:
@@ -34,14 +39,14 @@ def _children(calls: pl.DataFrame) -> pl.DataFrame:
 
 
 def _match(children: pl.DataFrame, parents: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Pair children with parents inside their `scope`; also gives all children that had a parent to choose."""
+    """Pair children with parents of equal `scoped_code`; also gives all children that had a parent to choose."""
     parents = parents.sort("start", "row").with_columns(
         pl.int_range(1, pl.len() + 1).over(_SCOPED).alias("rank")
     )
     seen = (
         children.sort("start", "row")
         .join_asof(
-            parents.select(*_SCOPED, "start", pl.col("rank").alias("available")),
+            parents.select(_SCOPED, "start", pl.col("rank").alias("available")),
             on="start", by=_SCOPED, strategy="backward", allow_exact_matches=False, check_sortedness=False,
         )
         .filter(pl.col("available").is_not_null())
@@ -63,7 +68,7 @@ def _match(children: pl.DataFrame, parents: pl.DataFrame) -> tuple[pl.DataFrame,
     # A failed call is one more attempt at the same step: it joins the episode and leaves the parent open.
     failed = seen.filter(pl.col("status") != "ok").with_columns(pl.col("available").alias("rank"))
     links = pl.concat([taken.drop("turn"), failed.select(taken.drop("turn").columns)]).join(
-        parents.select(*_SCOPED, "rank", pl.col("row").alias("parent"), "choice"), on=[*_SCOPED, "rank"]
+        parents.select(_SCOPED, "rank", pl.col("row").alias("parent"), "choice"), on=[_SCOPED, "rank"]
     )
     return links.select("row", "length", "status", "parent", "choice"), seen.select("row")
 
@@ -83,12 +88,13 @@ def link_calls(calls: pl.DataFrame) -> pl.DataFrame:
     # Calls of the same process first: equal conversations elsewhere must not be mixed in. Then anywhere, for a
     # conversation that moved to another replica.
     links, seen = _match(
-        children.with_columns(pl.col("instance").alias("scope")),
-        parents.with_columns(pl.col("instance").alias("scope")),
+        _scoped(children, pl.col("instance")),
+        _scoped(parents, pl.col("instance")),
     )
-    rest = children.join(seen, on="row", how="anti").with_columns(pl.lit("").alias("scope"))
+    rest = children.join(seen, on="row", how="anti")
     open_parents = parents.join(
         links.filter(pl.col("status") == "ok"), left_on="row", right_on="parent", how="anti"
-    ).with_columns(pl.lit("").alias("scope"))
-    elsewhere, _ = _match(rest, open_parents)
+    )
+    everywhere = pl.lit("").alias("instance")
+    elsewhere, _ = _match(_scoped(rest, everywhere), _scoped(open_parents, everywhere))
     return pl.concat([links, elsewhere]).sort("row")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from spanloop_trainer.errors import DatasetError
+from spanloop_trainer.transform.parquet import write_rows
 from spanloop_trainer.transform.schema import ORDER, TRANSITIONS
 
 PARQUET, MANIFEST = "transitions.parquet", "manifest.json"
@@ -43,14 +46,14 @@ class Manifest:
     decoders: dict[str, int]
 
 
-def canonical(frame: pl.DataFrame) -> pl.DataFrame:
+def in_order(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame in the contract's columns, types and order."""
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in TRANSITIONS.items()).sort(ORDER).rechunk()
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in TRANSITIONS.items()).sort(ORDER)
 
 
 def write_dataset(
     folder: Path,
-    frame: pl.DataFrame,
+    rows: pl.DataFrame | Iterable[pl.DataFrame],
     *,
     query: dict[str, Any],
     config_hash: str,
@@ -62,16 +65,17 @@ def write_dataset(
 ) -> Manifest:
     """Write a dataset; a folder without `manifest.json` is unfinished.
 
+    Args:
+        rows: one frame, or frames of `in_order` one behind the other in that order; how many there are has no say in the bytes.
+        counts: looked at once all rows are written.
+
     Raises:
         DatasetError: the folder cannot be written.
     """
     temporary, part = folder / f".{PARQUET}.{os.getpid()}", folder / f".{MANIFEST}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Every setting that has a say in the bytes is named: defaults may change with Polars' version.
-        canonical(frame).write_parquet(
-            temporary, compression="zstd", compression_level=3, statistics=True, row_group_size=65_536
-        )
+        write_rows(temporary, [in_order(rows)] if isinstance(rows, pl.DataFrame) else rows)
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = Manifest(
@@ -92,7 +96,7 @@ def write_dataset(
         (folder / MANIFEST).unlink(missing_ok=True)
         temporary.replace(folder / PARQUET)
         part.replace(folder / MANIFEST)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError, pa.ArrowException) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or error
         raise DatasetError(
             f"the dataset cannot be written to {folder}: {why}", "choose another folder with --out"

@@ -106,7 +106,8 @@ def assign_episodes(calls: pl.DataFrame, links: pl.DataFrame, ancestors: pl.Data
 
 
 def next_calls(calls: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
-    """`row`, `taken` (choice that went on), `next_span_id`, `observation`, for every call.
+    """`row`, `taken` (choice that went on), `next_span_id`, `last`, and where the environment's answer is found, for every call:
+    in the messages of `next_row` from place `seen` on (both null: none seen).
 
     The next call is the one that continues this one's messages inside the episode, else the next in time; only the first
     shows what the environment answered.
@@ -120,18 +121,17 @@ def next_calls(calls: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
         # A failed attempt and the one that worked continue the same call: the one that worked is its successor.
         .sort(pl.col("status") != "ok", "row").unique("parent", keep="first", maintain_order=True)
     )  # fmt: skip
-    new = calls.select("row", "messages").join(follows.select("row", "length", "parent"), on="row")
-    added = new.filter(pl.col("length") < pl.col("messages").list.len()).select(
-        "parent", ("[" + pl.col("messages").list.slice("length").list.join(",") + "]").alias("observation")
-    )
+    follows = follows.join(calls.select("row", pl.col("length").alias("all")), on="row")
+    shows = pl.col("length") < pl.col("all")
     chained = follows.select(
-        pl.col("parent").alias("row"), pl.col("span_id").alias("chained"), pl.col("choice").alias("taken")
-    ).join(added, left_on="row", right_on="parent", how="left")
+        pl.col("parent").alias("row"), pl.col("span_id").alias("chained"), pl.col("choice").alias("taken"),
+        pl.when(shows).then("row").alias("next_row"), pl.when(shows).then("length").alias("seen"),
+    )  # fmt: skip
     return (
         calls.select("row", "episode_id", "step", pl.col("span_id").shift(-1).over("episode_id").alias("later"))
         .join(chained, on="row", how="left", maintain_order="left")
         .select(
             "row", pl.col("taken").fill_null(0).cast(pl.Int32), pl.coalesce("chained", "later").alias("next_span_id"),
-            "observation", pl.col("later").is_null().alias("last"),
+            "next_row", "seen", pl.col("later").is_null().alias("last"),
         )
     )  # fmt: skip

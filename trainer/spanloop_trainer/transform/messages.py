@@ -6,12 +6,15 @@ repeated ones with its square. So only distinct messages meet Python, and Polars
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 
 from spanloop_trainer.transform.flavours import Message, flavours
+from spanloop_trainer.transform.tasks import prompt_hash
 
 _MESSAGE = {
     "chat": pl.String,
@@ -21,10 +24,7 @@ _MESSAGE = {
     "finish": pl.String,
     "tool_calls": pl.Int32,
 }
-ANSWER = pl.Struct(
-    {"choice": pl.Int32, "chat": pl.String, "text": pl.String, "finish": pl.String, "tool_calls": pl.Int32,
-     "code": pl.UInt64}
-)  # fmt: skip
+ANSWER = pl.Struct({"choice": pl.Int32, "finish": pl.String, "tool_calls": pl.Int32, "code": pl.UInt64})
 _NOTHING = (None,) * len(_MESSAGE)
 PREFIX = pl.Struct({"length": pl.Int32, "code": pl.UInt64})
 
@@ -38,10 +38,12 @@ def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
         - `messages` (list of str): the prompt, a JSON object a message; null: none, or of an invalid call;
         - `prefixes` (list of struct): `length` and `code` of every prefix of it that ends with an assistant's message. A code
           says what chains compare: equal codes are equal messages in equal places;
-        - `prompt_code` (u64): of all of it;
-        - `answers` (list of struct): `choice`, `chat` (JSON), `text`, `finish`, `tool_calls` and `code`, which is that of the
-          prompt with this answer behind it; empty: none;
-        - `system_text`, `first_user` (str): text of the first message of the role;
+        - `prompt_code` (u64): of all of it; `length` (i32): its number of messages;
+        - `answers` (list of struct): `choice`, `finish`, `tool_calls` and `code`, which is that of the prompt with this answer
+          behind it; empty: none;
+        - `chats`, `texts` (list of str): their JSON and their plain text, aligned with `answers`;
+        - `prompt_hash` (str): `prompt:HASH` of the first system message; null: none;
+        - `asked` (str): `tasks.prompt_hash` of the first user message; null: none;
         - `tools_json` (str): OpenAI form; null: none, or it does not parse;
         - `invalid` also where a message, an answer or a tool definition has a shape that is not known.
     """
@@ -68,7 +70,9 @@ def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
         .with_columns(
             pl.col("prompt_code").fill_null(0),
             pl.col("prefixes").fill_null(pl.lit([], dtype=pl.List(PREFIX))),
+            pl.col("length").fill_null(0),
             pl.col("answers").fill_null(pl.lit([], dtype=pl.List(ANSWER))),
+            pl.col("chats", "texts").fill_null(pl.lit([], dtype=pl.List(pl.String))),
         )
         .drop("at", "input", "output", "input_verbatim", "output_verbatim", "tools")
     )
@@ -77,7 +81,7 @@ def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
 def _prompts(prompts: pl.DataFrame) -> pl.DataFrame:
     """One row a call that has a prompt."""
     role, text = pl.col("role"), pl.col("text")
-    return (
+    whole = (
         prompts.with_columns(pl.int_range(0, pl.len(), dtype=pl.Int32).over("at").alias("place"))
         # The place is part of the code: a sum of codes then depends on the order of the messages.
         .with_columns(pl.struct("place", "key").hash().cum_sum().over("at").alias("code"))
@@ -88,21 +92,39 @@ def _prompts(prompts: pl.DataFrame) -> pl.DataFrame:
             .filter(role == "assistant")
             .alias("prefixes"),
             pl.col("code").last().alias("prompt_code"),
+            pl.len().cast(pl.Int32).alias("length"),
             text.filter(role.is_in(["system", "developer"])).first().alias("system_text"),
             text.filter(role == "user").first().alias("first_user"),
         )
     )
+    return whole.select(
+        pl.exclude("system_text", "first_user"),
+        _system_hash(whole["system_text"]).alias("prompt_hash"),
+        prompt_hash(whole["first_user"]).alias("asked"),
+    )
+
+
+def _system_hash(texts: pl.Series) -> pl.Series:
+    """`prompt:` and 64 bits of SHA-256 of every text: the same on every machine and in every version."""
+    distinct = texts.drop_nulls().unique().alias("text")
+    hashes = [f"prompt:{hashlib.sha256(text.encode()).hexdigest()[:16]}" for text in distinct.to_list()]
+    table = pl.DataFrame([distinct, pl.Series("hash", hashes, dtype=pl.String)])
+    return texts.alias("text").to_frame().join(table, on="text", how="left", maintain_order="left")["hash"]
 
 
 def _answers(answers: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
     """One row a call that has an answer."""
-    before = prompts.select("at", pl.col("messages").list.len().cast(pl.Int32).alias("place"), "prompt_code")
+    before = prompts.select("at", pl.col("length").alias("place"), "prompt_code")
     return (
         answers.join(before, on="at", how="left", maintain_order="left")
         .with_columns(pl.col("place").fill_null(0), pl.col("prompt_code").fill_null(0))
         .with_columns((pl.col("prompt_code") + pl.struct("place", "key").hash()).alias("code"))
         .group_by("at", maintain_order=True)
-        .agg(pl.struct(list(ANSWER.to_schema())).alias("answers"))
+        .agg(
+            pl.struct(list(ANSWER.to_schema())).alias("answers"),
+            pl.col("chat").alias("chats"),
+            pl.col("text").alias("texts"),
+        )
     )
 
 
@@ -124,22 +146,65 @@ def _read(
         .with_columns(pl.int_ranges(0, pl.col("raw").list.len(), dtype=pl.Int32).alias("choice"))
         .explode("raw", "choice")
     )
-    distinct = raw.select("flavour", "raw").unique(maintain_order=True).with_row_index("number")
+    read = []
+    for (flavour,), of_flavour in raw.group_by("flavour", maintain_order=True):
+        number, distinct = _numbered(of_flavour["raw"])
+        table = _table(distinct, str(flavour), readers[str(flavour)])
+        rows = of_flavour.select("at", "choice", number)
+        if table["number"].n_unique() == table.height == distinct.len():
+            # One message each, as nearly always: a place in the table, and no join.
+            read.append(rows.drop("number").hstack(table.drop("number")[rows["number"]]))
+        else:
+            read.append(
+                rows.join(table, on="number", how="inner", maintain_order="left_right").drop("number")
+            )
+    empty = pl.DataFrame(schema={"at": pl.UInt32, "choice": pl.Int32, **_MESSAGE, "key": pl.UInt64})
+    return pl.concat([empty, *read]) if len(read) < 2 else pl.concat(read).sort("at", maintain_order=True)
+
+
+def _numbered(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """The number of each value among the distinct ones, and these, in the order of their first appearance."""
+    codes = values.hash().alias("code").to_frame().with_row_index("place")
+    # Numbers are joined and not texts; that no two texts have one hash is checked, and then it is as good.
+    first = codes.unique("code", keep="first", maintain_order=True).with_row_index("number")
+    number = codes.join(first.select("code", "number"), on="code", how="left", maintain_order="left")[
+        "number"
+    ]
+    distinct = values.gather(first["place"])
+    if not (distinct.gather(number) == values).all():
+        first = values.unique(maintain_order=True).alias("value").to_frame().with_row_index("number")
+        whole = values.alias("value").to_frame().join(first, on="value", how="left", maintain_order="left")
+        return whole["number"], first["value"]
+    return number, distinct
+
+
+def _table(
+    distinct: pl.Series, flavour: str, reader: Callable[[str], Sequence[Message] | None]
+) -> pl.DataFrame:
+    """`number` and the fields of `Message` (`key` hashed) of distinct raw messages, in order."""
+    quick = next(known.quick for known in flavours() if known.name == flavour)
+    fast = pl.DataFrame(schema={"number": pl.UInt32, **_MESSAGE})
+    slow = pl.int_range(0, distinct.len(), dtype=pl.UInt32, eager=True)
+    if quick is not None:
+        # Polars works through a column's regular expressions on one thread, and lets others run meanwhile.
+        half = (distinct.len() + 1) // 2
+        with ThreadPoolExecutor() as pool:
+            read = pl.concat(pool.map(quick, (distinct[:half], distinct[half:]))).with_row_index("number")
+        fast, slow = (
+            read.filter(pl.col("chat").is_not_null()),
+            read.filter(pl.col("chat").is_null())["number"],
+        )
     rows: list[tuple[int | str | None, ...]] = []
-    for number, flavour, text in distinct.select("number", "flavour", "raw").iter_rows():
-        read = readers[flavour](text)
-        if read is None:
+    for number, text in zip(slow.to_list(), distinct.gather(slow).to_list(), strict=True):
+        messages = reader(text)
+        if messages is None:
             rows.append((number, *_NOTHING))
         else:
-            rows += [(number, *message) for message in read]
+            rows += [(number, *message) for message in messages]
     table = pl.DataFrame(rows, schema={"number": pl.UInt32, **_MESSAGE}, orient="row")
-    table = table.with_columns(pl.col("key").hash())
-    return (
-        raw.join(distinct, on=["flavour", "raw"], how="left", maintain_order="left")
-        .select("at", "choice", "number")
-        .join(table, on="number", how="inner", maintain_order="left_right")
-        .drop("number")
-    )
+    if rows:
+        fast = pl.concat([fast, table]).sort("number", maintain_order=True)
+    return fast.with_columns(pl.col("key").hash())
 
 
 def _reslice(calls: pl.DataFrame, column: str) -> pl.DataFrame:

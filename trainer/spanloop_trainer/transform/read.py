@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 from clickhouse_connect.driver.exceptions import ClickHouseError
@@ -18,6 +18,9 @@ from spanloop_trainer.transform.flavours import Flavour, flavours
 # DateTime64(9) counts nanoseconds in a signed 64-bit integer: the last instant is in April 2262.
 END_OF_TIME_NS = 2**63 - 1 - 60_000_000_000
 
+# Of attributes, where the store does not tell.
+_BYTES_A_SPAN = 2000
+
 
 @dataclass(frozen=True)
 class Window:
@@ -27,6 +30,7 @@ class Window:
         since, until: half-open interval of span starts; None means open. Naive times are UTC.
         services: `service.name` of the agents; empty means all.
         shard, shards: only traces whose `cityHash64(TraceId)` modulo `shards` is `shard`.
+        slice: a part of it that is read by itself, [since, until) in nanoseconds since 1970; None: all.
     """
 
     since: datetime | None = None
@@ -34,12 +38,23 @@ class Window:
     services: tuple[str, ...] = ()
     shard: int = 0
     shards: int = 1
+    slice: tuple[int, int] | None = None
+
+    def bounds(self) -> tuple[int, int]:
+        """First start and the end, exclusive, in nanoseconds since 1970."""
+        if self.slice is not None:
+            return self.slice
+        return (
+            0 if self.since is None else _nanoseconds(self.since),
+            END_OF_TIME_NS if self.until is None else _nanoseconds(self.until),
+        )
 
     def parameters(self) -> dict[str, Any]:
         """Query parameters; times in nanoseconds since 1970."""
+        since, until = self.bounds()
         return {
-            "since": 0 if self.since is None else _nanoseconds(self.since),
-            "until": END_OF_TIME_NS if self.until is None else _nanoseconds(self.until),
+            "since": since,
+            "until": until,
             "services": list(self.services),
             "shard": self.shard,
             "shards": self.shards,
@@ -65,7 +80,6 @@ class Spans:
     calls: pl.DataFrame  # one row a model call, with its flavour's raw messages
     gateway: pl.DataFrame  # one row a gateway span
     ancestors: pl.DataFrame  # skeleton of the traces in which calls have parents
-    rewards: pl.DataFrame  # judgements by others
     counts: dict[
         str, int
     ]  # in the window: spans, gateway, model_calls; rows_again: of spans that were there already
@@ -82,7 +96,7 @@ def _sql(name: str, **parts: str) -> str:
 def _once(frame: pl.DataFrame) -> pl.DataFrame:
     """One row a span. A sender that saw no answer sends its spans again, and `otel_traces` then has them twice.
 
-    Copies are equal as a rule; where they are not, the same one is taken in every run.
+    Copies are equal as a rule; where they are not, the earliest stays, and the same one in every run.
     """
     keys = ("trace_id", "span_id")
     if frame.select(keys).n_unique() == frame.height:
@@ -90,7 +104,7 @@ def _once(frame: pl.DataFrame) -> pl.DataFrame:
     content = pl.struct(pl.exclude(keys)).hash(seed=0)
     return (
         frame.with_columns(content.alias("content_hash"))
-        .sort(*keys, "content_hash")
+        .sort(*keys, *(["start"] if "start" in frame.columns else []), "content_hash")
         .unique(keys, keep="first", maintain_order=True)
         .drop("content_hash")
     )
@@ -150,11 +164,7 @@ def read_spans(client: Any, window: Window) -> Spans:
         StoreUnavailable: the store did not answer.
     """
     parameters = window.parameters()
-    # Late spans of what was erased, which the collector has not removed yet.
-    try:
-        erased = erased_traces(client, parameters["since"], parameters["until"])
-    except ClickHouseError as error:
-        raise _no_answer(error) from error
+    erased = _erased(client, parameters)
     known = flavours()
     anyone = " OR ".join(f"({flavour.recognise})" for flavour in known)
     own = [_recognise(flavour, known[:place]) for place, flavour in enumerate(known)]
@@ -178,20 +188,88 @@ def read_spans(client: Any, window: Window) -> Spans:
         pl.col("in_window").cast(pl.Boolean),
         pl.col("response_id", "served_version", "prompt_version", "prompt_requested").replace("", None),
     )
-    ancestors = _once(_frame(client, _sql("ancestors.sql", recognise=anyone), parameters)).with_columns(
-        pl.col("is_agent").cast(pl.Boolean), pl.col("agent_name", "agent_session").replace("", None)
-    )
+    nested = _sql("nested.sql", recognise=anyone)
+    ancestors = _ancestors(client, nested, parameters)
     if erased:
         calls, gateway, ancestors = (
             frame.filter(~pl.col("trace_id").is_in(erased)) for frame in (calls, gateway, ancestors)
         )
-    return Spans(
-        calls,
-        gateway,
-        ancestors,
-        _frame(client, _sql("rewards.sql")),
-        {k: int(v) for k, v in counted.items()},
+    return Spans(calls, gateway, ancestors, {k: int(v) for k, v in counted.items()})
+
+
+def _ancestors(client: Any, traces: str, parameters: dict[str, Any]) -> pl.DataFrame:
+    return _once(_frame(client, _sql("ancestors.sql", traces=traces), parameters)).with_columns(
+        pl.col("is_agent").cast(pl.Boolean), pl.col("agent_name", "agent_session").replace("", None)
     )
+
+
+def read_ancestors(client: Any, traces: list[str]) -> pl.DataFrame:
+    """The skeleton of these traces.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    named = "SELECT arrayJoin({traces:Array(String)})"
+    return _ancestors(client, named, {"traces": traces})
+
+
+def days(client: Any, window: Window) -> list[int]:
+    """Midnights (UTC) that begin a day of the window with spans, nanoseconds since 1970.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    return [int(day) for day in _frame(client, _sql("days.sql"), window.parameters())["day"].to_list()]
+
+
+def _erased(client: Any, parameters: dict[str, Any]) -> list[str]:
+    """Late spans of what was erased, which the collector has not removed yet."""
+    try:
+        return erased_traces(client, parameters["since"], parameters["until"])
+    except ClickHouseError as error:
+        raise _no_answer(error) from error
+
+
+def fingerprint(client: Any, window: Window) -> str:
+    """Differs when the store's rows of the window do; reads ids alone.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    parameters = window.parameters()
+    erased = _erased(client, parameters)
+    return str(_frame(client, _sql("fingerprint.sql"), {**parameters, "erased": erased}).item())
+
+
+class Size(NamedTuple):
+    """How much a window holds."""
+
+    spans: int
+    bytes: int  # of attributes, uncompressed; estimated from the average span
+    cuts: list[int]  # nanoseconds that cut it into parts of about equal size
+
+
+def size(client: Any, window: Window, parts: int) -> Size:
+    """How much there is to read, and where to cut it into `parts`.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    levels = ", ".join(str(part / parts) for part in range(1, max(parts, 2)))
+    row = _frame(client, _sql("size.sql", levels=levels), window.parameters()).row(0, named=True)
+    spans = int(row["spans"])
+    # Behind a Distributed table there are no parts to ask.
+    average = float(row["bytes_a_span"] or _BYTES_A_SPAN)
+    return Size(spans, int(spans * average), [int(cut) for cut in row["cuts"]] if spans else [])
+
+
+def read_rewards(client: Any) -> pl.DataFrame:
+    """Judgements by others, whenever they came.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    return _frame(client, _sql("rewards.sql"))
 
 
 def span_range(client: Any) -> tuple[int, str, str]:

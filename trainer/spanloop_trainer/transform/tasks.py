@@ -84,40 +84,47 @@ def _first_problem(path: Path) -> str:
     return ""
 
 
-def assign_tasks(episodes: pl.DataFrame, tasks: pl.DataFrame) -> pl.DataFrame:
-    """Add `task_id`, `split`, `expected` and the `task_<field>` columns.
+def prompt_hash(prompts: pl.Series) -> pl.Series:
+    """`prompt-` and 64 bits of SHA-256 of every prompt without the space around it: the same on every machine."""
+    distinct = prompts.drop_nulls().unique().alias("prompt")
+    hashes = [hash_of(prompt.strip()) for prompt in distinct.to_list()]
+    table = pl.DataFrame([distinct, pl.Series("hash", hashes, dtype=pl.String)])
+    return (
+        prompts.alias("prompt").to_frame().join(table, on="prompt", how="left", maintain_order="left")["hash"]
+    )
+
+
+def hash_of(text: str) -> str:
+    """One of them."""
+    return f"prompt-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def assign_tasks(calls: pl.DataFrame, tasks: pl.DataFrame) -> pl.DataFrame:
+    """`episode_id`, `task_id` and `split` of every episode.
 
     Args:
-        episodes: `explicit_task` and `first_user` (both may be null), one row an episode.
+        calls: of whole episodes, in the order of `row`: `episode_id`, `explicit_task`, `asked` (`prompt_hash` of the first
+            user message; both may be null).
+        tasks: of `read_tasks`.
     """
-    prompt = pl.col("first_user").str.strip_chars()
-    episodes = episodes.with_columns(prompt.alias("prompt"))
-    by_prompt = tasks.select("prompt", pl.col("task_id").alias("found"))
-    episodes = episodes.join(by_prompt, on="prompt", how="left", maintain_order="left")
-    hashes = _hashes(
-        episodes.filter(pl.col("found").is_null() & pl.col("explicit_task").is_null())["prompt"], "prompt"
+    episodes = calls.group_by("episode_id", maintain_order=True).agg(
+        pl.col("explicit_task").drop_nulls().first(), pl.col("asked").first()
     )
-    episodes = episodes.join(hashes, on="prompt", how="left", maintain_order="left").with_columns(
-        pl.coalesce("explicit_task", "found", "hash", pl.lit("prompt-none")).alias("task_id")
+    known = tasks.select(prompt_hash(tasks["prompt"]).alias("asked"), pl.col("task_id").alias("found"))
+    episodes = episodes.join(known, on="asked", how="left", maintain_order="left").select(
+        "episode_id", pl.coalesce("explicit_task", "found", "asked", pl.lit("prompt-none")).alias("task_id")
     )
-    episodes = episodes.drop("found", "hash", "prompt").join(
-        tasks.drop("prompt"), on="task_id", how="left", maintain_order="left"
+    episodes = episodes.join(
+        tasks.select("task_id", "split"), on="task_id", how="left", maintain_order="left"
     )
-    unknown = _hashes(episodes.filter(pl.col("split").is_null())["task_id"], "task_id")
-    hashed = pl.col("hash").str.slice(7, 8).str.to_integer(base=16) % 100 < TEST_PERCENT
-    return (
-        episodes.join(unknown, on="task_id", how="left", maintain_order="left")
-        .with_columns(
-            pl.coalesce("split", pl.when(hashed).then(pl.lit("test")).otherwise(pl.lit("train"))).alias(
-                "split"
-            )
-        )
-        .drop("hash")
+    distinct = episodes.filter(pl.col("split").is_null())["task_id"].unique()
+    hashed = pl.DataFrame(
+        [distinct, pl.Series("hash", [hash_of(name)[7:15] for name in distinct.to_list()], dtype=pl.String)]
+    ).select(
+        "task_id",
+        pl.when(pl.col("hash").str.to_integer(base=16) % 100 < TEST_PERCENT)
+        .then(pl.lit("test")).otherwise(pl.lit("train")).alias("hashed"),
+    )  # fmt: skip
+    return episodes.join(hashed, on="task_id", how="left", maintain_order="left").select(
+        "episode_id", "task_id", pl.coalesce("split", "hashed").alias("split")
     )
-
-
-def _hashes(values: pl.Series, name: str) -> pl.DataFrame:
-    """`prompt-` and 64 bits of SHA-256 for every distinct value: the same on every machine and in every version."""
-    distinct = values.drop_nulls().unique().alias(name)
-    hashes = [f"prompt-{hashlib.sha256(value.encode()).hexdigest()[:16]}" for value in distinct.to_list()]
-    return pl.DataFrame([distinct, pl.Series("hash", hashes, dtype=pl.String)])

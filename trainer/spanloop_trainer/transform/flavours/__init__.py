@@ -12,6 +12,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
+import polars as pl
+
 
 class Message(NamedTuple):
     """One message in OpenAI chat form."""
@@ -64,6 +66,8 @@ class Flavour:
         tools: the recorded tool definitions to OpenAI form (JSON); None where they do not parse.
         facts: those of `FACTS` that are recorded elsewhere.
         joined: SQL behind `FROM otel_traces`: a JOIN, where a part of the call is recorded in other rows.
+        quick: for speed: reads a column of raw messages at once, as `prompt` and `answer` would (the fields of `Message`, one row
+            each, in order; null `chat`: left to them). None: there is none.
     """
 
     name: str
@@ -74,6 +78,7 @@ class Flavour:
     tools: Callable[[str], str | None]
     facts: Mapping[str, str] = field(default_factory=dict)
     joined: str = ""
+    quick: Callable[[pl.Series], pl.DataFrame] | None = None
 
     def select_list(self) -> str:
         """`columns` and all facts."""

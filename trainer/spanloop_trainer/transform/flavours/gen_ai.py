@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from spanloop_trainer.transform.flavours import Flavour, Message
+from spanloop_trainer.transform.flavours import Flavour, Message, quick
 
 RECOGNISE = """
     SpanAttributes['gen_ai.operation.name'] IN ('chat', 'text_completion', 'generate_content')
@@ -153,6 +153,7 @@ GEN_AI = Flavour(
     prompt=messages,
     answer=answer,
     tools=tools,
+    quick=quick.messages,
     facts={
         "tools": "SpanAttributes['gen_ai.tool.definitions']",
         # The engine's JSON reader turns integers above 64 bits into text: such arrays are sliced without it.
