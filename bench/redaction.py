@@ -322,7 +322,7 @@ def run(rounds: int, mib: int) -> str:
 _NOTES = """
 E-mail and IP addresses in sources, licences and documentation are true ones (of authors, in examples), and so are not false: they stand in a
 column of their own. Beside them: passwords and telephone numbers of examples (`password="secret123"`), which nothing can tell from real ones; a decimal
-number in Python's `decimal.py`, which is false; and of numbers of 16 random digits, 2.4 % are card numbers by every
+number in Python's `decimal.py`, a type after `private_key:` and a shell variable after `Bearer%20`, which are false; and of numbers of 16 random digits, 2.4 % are card numbers by every
 rule that there is (brand, length, checksum). Bare numbers of 10 digits are never taken for a telephone.
 
 What the scan of a request sees is looked at in Python, and costs some 50 to 100 µs with its span, of which the exact checks, the walk down to the text and the

@@ -234,7 +234,11 @@ class Eraser:
             named = str(asked.get("who") or "somebody")[:200]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return web.json_response(
-                {"error": f'the body is no {{"kind": …, "id": …}}: {error}', "hint": ""}, status=400
+                {
+                    "error": f'the body is no {{"kind": …, "id": …}}: {f"it lacks {error}" if isinstance(error, KeyError) else error}',
+                    "hint": 'send {"kind": "trace", "id": …} (or "session", "user"), or use `spanloop erase`',
+                },
+                status=400,
             )
         except EraseError as error:
             return web.json_response({"error": error.message, "hint": error.hint}, status=400)

@@ -238,6 +238,8 @@ def test_files_are_read_as_the_tables_are(tmp_path: Path) -> None:
 def test_only_the_admin_token_or_the_local_credential_erases(tmp_path: Path) -> None:
     body = json.dumps({"kind": "trace", "id": TRACE}).encode()
 
+    said = {}
+
     def ask(capture: Capture, token: str, data: bytes = body) -> int:
         request = urllib.request.Request(
             f"{capture.otlp_http}/erase", data=data, headers={"Authorization": f"Bearer {token}"}
@@ -246,6 +248,7 @@ def test_only_the_admin_token_or_the_local_credential_erases(tmp_path: Path) -> 
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
+            said.update(json.loads(error.read()))
             return error.code
 
     with running(tmp_path / "s", SPANLOOP_ADMIN_TOKEN=ADMIN, SPANLOOP_READ_TOKEN="r" * 20) as capture:
@@ -260,6 +263,7 @@ def test_only_the_admin_token_or_the_local_credential_erases(tmp_path: Path) -> 
             b'{"kind":"trace","id":"x"}',
         ):
             assert ask(capture, ADMIN, bad) == 400
+            assert said["error"] and said["hint"]
         rows = capture.query("SELECT who, subject FROM audit")
         assert rows == [("somebody with the admin token, from 127.0.0.1", f"trace:{TRACE}")]
 
