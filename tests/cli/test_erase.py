@@ -263,7 +263,8 @@ def test_only_the_admin_token_or_the_local_credential_erases(tmp_path: Path) -> 
             b'{"kind":"trace","id":"x"}',
         ):
             assert ask(capture, ADMIN, bad) == 400
-            assert said["error"] and said["hint"]
+            assert said["error"]
+            assert said["hint"]
         rows = capture.query("SELECT who, subject FROM audit")
         assert rows == [("somebody with the admin token, from 127.0.0.1", f"trace:{TRACE}")]
 
