@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.collector.gateway_house import MESSAGES, gateway, quick_polls, scripted, send
-from tests.helpers.openai_stub import Stub, openai_stub
-from tests.helpers.otlp_receiver import Receiver, otlp_receiver
+from tests.collector.gateway_house import (
+    MESSAGES,
+    gateway,
+    quick_polls,
+    receiver,
+    scripted,
+    send,
+    stub,
+)
+from tests.helpers.openai_stub import Stub
+from tests.helpers.otlp_receiver import Receiver
 
 from spanloop_collector.gateway import sending, spans
 from spanloop_collector.gateway.privacy import Privacy, texts_in
@@ -23,22 +30,10 @@ from spanloop_collector.gateway.spans import MAX_TEXT_CHARS, CallTracer, attribu
 from spanloop_exporter.redaction.redactor import Redactor
 from spanloop_exporter.spooling.batches import Answer, Batch, Outcome
 
-__all__ = ["quick_polls"]
+__all__ = ["quick_polls", "receiver", "stub"]
 
 REDACTING = Privacy(Redactor(b"0123456789abcdef"))
 SECRET = "AKIA" + "IOSFODNN7" + "QWERTYU"
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with otlp_receiver() as running:
-        yield running
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with openai_stub() as running:
-        yield running
 
 
 def answering(answer: dict[str, Any]) -> AbstractContextManager[str]:

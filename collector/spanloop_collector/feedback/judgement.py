@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from spanloop_store.evaluations import EVENT
 from spanloop_store.otlp.signals import Signal, message_type
+from spanloop_store.otlp.wire import whole_text
 
 SCOPE: Final = "spanloop.feedback"  # by which migration 0005_evaluations.sql knows the source `feedback`
 EVALUATOR: Final = "feedback"  # where nobody is named
@@ -167,7 +168,7 @@ class _Reader:
             return self._wrong(name, "is empty")
         if len(value) > MAX_TEXT[name]:
             return self._wrong(name, f"has {len(value)} characters; {MAX_TEXT[name]} are allowed")
-        return _whole(value)
+        return whole_text(value)
 
     def value(self) -> float | None:
         value = self.given.get("value")
@@ -303,15 +304,6 @@ def shown(name: object) -> str:
 def _integer(digits: str) -> float:
     # Python refuses to read an integer of more than 4,300 digits, and with it the whole text.
     return int(digits) if len(digits) <= _INTEGER_DIGITS else float(digits)
-
-
-def _whole(text: str) -> str:
-    """Half a surrogate pair, which is left of an emoji where a text was cut, becomes U+FFFD: protobuf takes no half."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _a(value: object) -> str:

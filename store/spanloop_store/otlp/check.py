@@ -12,6 +12,7 @@ from spanloop_store.errors import InvalidOtlp
 from spanloop_store.expiry import KEEP_MORE, Expiry
 from spanloop_store.otlp.rows import record_time, signed
 from spanloop_store.otlp.signals import Signal, item_groups, keep_only, message_type
+from spanloop_store.otlp.wire import whole_text
 
 _ZERO_TRACE = bytes(16)
 _ZERO_SPAN = bytes(8)
@@ -194,23 +195,16 @@ _LOOKS = {
 def _for_protobuf(value: Any) -> Any:
     """Hex ids as the base64 that protobuf's own JSON mapping expects; an id that is no hex becomes an invalid id."""
     if isinstance(value, str):
-        return _whole(value)
+        return whole_text(value)
     if isinstance(value, list):
         return [_for_protobuf(item) for item in value]
     if not isinstance(value, dict):
         return value
     # Attribute keys are values here ({"key": ..., "value": ...}), so no user's key is mistaken for an id.
     return {
-        _whole(key): _id(item) if key in _ID_FIELDS else _for_protobuf(item) for key, item in value.items()
+        whole_text(key): _id(item) if key in _ID_FIELDS else _for_protobuf(item)
+        for key, item in value.items()
     }
-
-
-def _whole(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _id(text: Any) -> Any:

@@ -14,6 +14,15 @@ LENGTH_DELIMITED: Final = 2  # the wire type
 _MAX_SHIFT: Final = 70  # bits, of ten bytes of seven: a longer varint is none
 
 
+def whole_text(text: str) -> str:
+    """Half a surrogate pair, which is left of an emoji where a text was cut, becomes U+FFFD: protobuf takes no half."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def varint(number: int) -> bytes:
     """`number`, not negative, as a varint."""
     if number < 128:
