@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before torch is imported anywhere: two threads on two busy cores run many times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 _numbers = count()
 # pytest --hypothesis-profile nightly
 settings.register_profile("nightly", max_examples=1000)

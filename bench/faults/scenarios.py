@@ -32,11 +32,13 @@ class Size:
         requests: acknowledged before, during and after the fault, each.
         outage_s: how long a store is away at least.
         disk_mib: of the small disk.
+        restarts: how often the collector is killed and starts anew while the clock goes back.
     """
 
     requests: int
     outage_s: float
     disk_mib: int
+    restarts: int = 2
 
 
 SMALL_SIZE = Size(requests=40, outage_s=0.0, disk_mib=40)
@@ -217,7 +219,8 @@ def clock_back(folder: Path, size: Size) -> Tally:
     target, ledger = Target(), Ledger()
     jumps = 0
     with Senders(target, ledger, shape=Shape(step_ns=-50_000_000)) as senders:
-        for start_hours in (0, -3, -6):
+        last = -3 * size.restarts
+        for start_hours in range(0, last - 1, -3):
             if library is None:
                 process = start(
                     store, program=("-m", "bench.faults.clock", str(start_hours * 3600)), errors=errors
@@ -239,7 +242,7 @@ def clock_back(folder: Path, size: Size) -> Tally:
                     clock.write_text(f"{hours:+d}h")
                     jumps += 1
                     _wait(ledger, size.requests)
-                if start_hours == -6:
+                if start_hours == last:
                     senders.finish()
                     fault = "clock goes back" if library else "clock goes back (Python's)"
                     return _count(collector, ledger, fault, jumps)

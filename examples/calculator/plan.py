@@ -63,7 +63,7 @@ DEMO = Plan(
 
 # Every part of the path with as little of it as still has something to learn from: for the end-to-end test.
 SMALL = Plan(
-    yesterday={OPENAI: 480, LANGGRAPH: 24},
+    yesterday={OPENAI: 240, LANGGRAPH: 24},
     nights=1,
     night={OPENAI: 48, LANGGRAPH: 8},
     samples=1,

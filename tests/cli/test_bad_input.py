@@ -17,6 +17,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 from tests.collector.test_up import PORTS, up
+from tests.helpers.commands import spanloop
+from tests.helpers.stores import laid
 from tests.trainer.algorithms.datasets import model_folder, transitions, write
 
 from spanloop.main import main
@@ -74,20 +76,14 @@ def refused_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[s
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An embedded store with a span and one model in its registry."""
-    url = f"chdb://{tmp_path_factory.mktemp('store') / 's'}"
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An embedded store with a span and one model in its registry; whatever the tests did wrong, it holds just that in the end."""
+    url = laid(tmp_path_factory.mktemp("store") / "s")
     with closing(connect(url)) as client:
         registry.register_model(client, "m", "/nowhere")
         client.command("INSERT INTO otel_traces (Timestamp, TraceId) VALUES (1, 't')")
-    return url
-
-
-@pytest.fixture(autouse=True)
-def unharmed(store: str) -> Iterator[None]:
-    """Whatever a test did wrong, the store still opens and holds what it held."""
-    yield
-    with closing(connect(store, make=False)) as client:
+    yield url
+    with closing(connect(url, make=False)) as client:
         assert [version.id for version in registry.versions(client)] == ["m@1"]
         assert registry.aliases(client) == []
         assert client.query("SELECT TraceId FROM otel_traces").result_rows == [("t",)]
@@ -104,16 +100,16 @@ def unharmed(store: str) -> Iterator[None]:
         ("chdb:///dev/null", "there is no store at /dev/null"),
     ],
 )
-def test_a_wrong_url(url: str, words: str) -> None:
-    said = refused("status", "--store", url)
+def test_a_wrong_url(url: str, words: str, refused_here: Refused) -> None:
+    said = refused_here("status", "--store", url)
     assert words in said
     assert "secret" not in said
 
 
-def test_a_mistyped_path_is_not_made_a_store(tmp_path: Path) -> None:
+def test_a_mistyped_path_is_not_made_a_store(tmp_path: Path, refused_here: Refused) -> None:
     url = f"chdb://{tmp_path / 'typo'}"
     for command in (["status"], ["build", "--out", tmp_path / "d"], ["promote", "m@1"]):
-        assert f"spanloop up --store {url}" in refused(*command, "--store", url)
+        assert f"spanloop up --store {url}" in refused_here(*command, "--store", url)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,8 +120,8 @@ def test_a_store_that_cannot_be_begun(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "kept"
 
 
-@pytest.mark.parametrize("option", ["--otlp-http-port", "--otlp-grpc-port", "--clickhouse-port"])
-def test_a_port_in_use(store: str, option: str) -> None:
+def test_a_port_in_use(store: str) -> None:
+    option = "--clickhouse-port"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -145,8 +141,8 @@ def test_a_port_in_use_by_a_policy_server(tmp_path: Path, refused_here: Refused)
 
 
 @pytest.mark.parametrize("upstream", ["nonsense", "m=ftp://host/v1", "m@1=http://host/v1"])
-def test_a_wrong_upstream(store: str, upstream: str) -> None:
-    said = refused("up", "--store", store, *PORTS, "--upstream", upstream)
+def test_a_wrong_upstream(store: str, upstream: str, refused_here: Refused) -> None:
+    said = refused_here("up", "--store", store, *PORTS, "--upstream", upstream)
     assert repr(upstream) in said
     assert "--upstream" in said.splitlines()[-1]
 
@@ -158,7 +154,7 @@ def test_listening_beyond_this_machine_needs_a_token(store: str, refused_here: R
     )
 
 
-def test_a_running_store_takes_no_harm(tmp_path: Path) -> None:
+def test_a_running_store_takes_no_harm(tmp_path: Path, refused_here: Refused) -> None:
     """A second `up`, bodies that nobody can read, a wrong password; then a good request as if nothing had been."""
     url = f"chdb://{tmp_path / 's'}"
     with up(tmp_path / "s") as (process, ready):
@@ -166,10 +162,10 @@ def test_a_running_store_takes_no_harm(tmp_path: Path) -> None:
         assert owner is not None
         assert f"process {owner.pid}" in refused("up", "--store", url, *PORTS)
         address = ready["clickhouse"].removeprefix("http://")
-        said = refused("status", "--store", f"clickhouse://{owner.user}:wrong@{address}/default")
+        said = refused_here("status", "--store", f"clickhouse://{owner.user}:wrong@{address}/default")
         assert "refuses user" in said
         assert "wrong@" not in said
-        assert "holds no spans" in refused("build", "--out", tmp_path / "d", "--store", url)
+        assert "holds no spans" in refused_here("build", "--out", tmp_path / "d", "--store", url)
         for content_type, body in (
             ("application/x-protobuf", b"not OTLP at all"),
             ("application/json", b'{"resourceSpans": 5}'),
@@ -224,17 +220,17 @@ def test_a_file_that_is_no_otlp(
     assert "file.otlp" in said
 
 
-def test_a_window_without_spans(store: str, tmp_path: Path) -> None:
+def test_a_window_without_spans(store: str, tmp_path: Path, refused_here: Refused) -> None:
     build: list[str | Path] = ["build", "--out", tmp_path / "d", "--store", store]
-    said = refused(*build, "--since", "2026-01-01", "--until", "2026-01-02")
+    said = refused_here(*build, "--since", "2026-01-01", "--until", "2026-01-02")
     assert "2026-01-01" in said
     assert "1 spans are from 1970-01-01" in said
-    done = run(*build, "--since", "yesterday")
-    assert (done.returncode, done.stdout) == (2, "")
+    done = spanloop(*build, "--since", "yesterday")
+    assert (done.exit_code, done.stdout) == (2, "")
     assert "'yesterday' is neither ISO 8601" in done.stderr
     for age, words in (("99999999w", "longer ago than there are dates"), ("²d", "is neither ISO 8601")):
-        done = run(*build, "--since", age)
-        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+        done = spanloop(*build, "--since", age)
+        assert (done.exit_code, words in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "d").exists()
 
 
@@ -325,7 +321,7 @@ def test_a_folder_that_holds_something_else(tmp_path: Path, refused_here: Refuse
 
 def test_a_dataset_that_is_none(store: str, tmp_path: Path, refused_here: Refused) -> None:
     versions = ["--baseline", "m@1", "--candidate", "m@2", "--store", store]
-    assert "there is no folder" in refused("show", "abc", "--dataset", tmp_path / "nowhere")
+    assert "there is no folder" in refused_here("show", "abc", "--dataset", tmp_path / "nowhere")
     assert "there is no folder" in refused_here("evaluate", "--dataset", tmp_path / "nowhere", *versions)
     dataset = write(tmp_path / "d", transitions(2))
     assert "no episode begins with 'abc'" in refused_here("show", "abc", "--dataset", dataset)
@@ -347,8 +343,8 @@ def test_the_registry_and_the_gate(store: str, refused_here: Refused) -> None:
     assert "nope" in refused_here("promote", "m@1", "--evaluation", "nope", "--store", store)
 
 
-def test_a_run_without_a_result(tmp_path: Path) -> None:
-    assert "result.json" in refused("report", "--run", tmp_path)
+def test_a_run_without_a_result(tmp_path: Path, refused_here: Refused) -> None:
+    assert "result.json" in refused_here("report", "--run", tmp_path)
     (tmp_path / "result.json").write_text("{}")
     assert "result.json: gain" in refused("report", "--run", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]

@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.collector.capture_process import Capture, running, trace_request
+from tests.helpers.commands import report, spanloop
+from tests.helpers.stores import laid
 
 from spanloop_exporter.files import FileLock
 from spanloop_exporter.segments import SegmentLog
 from spanloop_exporter.spooling.spool import Spool
 from spanloop_store import audit, connect
-from spanloop_store.errors import AuditError
+from spanloop_store.errors import AuditError, StoreUnavailable
 from spanloop_store.otlp.frames import frame, frames
 from spanloop_store.otlp.signals import Signal, message_type
 
 MARKER = "Zebra-Marmalade-4711"
 TRACE = f"{1:032x}"
 ADMIN = "a" * 20
-
-
-def spanloop(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "spanloop.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def report(*arguments: object, **environment: str) -> dict[str, Any]:
-    done = spanloop(*arguments, "--json", **environment)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def grep(text: str, *folders: Path) -> list[str]:
@@ -168,8 +148,8 @@ def spans_payload(folder: Path) -> bytes:
 
 def test_what_waits_in_the_log_of_a_collector_that_died(tmp_path: Path) -> None:
     """Acknowledged, never inserted; no collector runs: the command inserts it and takes it out again."""
-    store, url = tmp_path / "s", f"chdb://{tmp_path}/s"
-    connect(url).close()
+    store = tmp_path / "s"
+    url = laid(store)
     log = SegmentLog(store / "log", Signal.TRACES)
     log.append([of_user("u-1", MARKER, 1), of_user("u-2", "kept", 2)], 2)
     log.close()
@@ -274,7 +254,7 @@ def test_nothing_is_erased_without_a_trail(tmp_path: Path, monkeypatch: pytest.M
     from spanloop_store import StoreUrl
     from spanloop_store.subjects import Subject
 
-    with closed_store(StoreUrl.parse(f"chdb://{tmp_path}/s")) as place:
+    with closed_store(StoreUrl.parse(laid(tmp_path / "s"))) as place:
         client = place.open_client()
         client.command(f"INSERT INTO otel_traces (Timestamp, TraceId) VALUES (now64(9), '{TRACE}')")
         client.command("RENAME TABLE audit TO elsewhere")
@@ -295,11 +275,12 @@ def test_it_asks_first(tmp_path: Path) -> None:
         (("--trace-id", "abc", "--yes"), "is no trace id"),
     ):
         done = spanloop("erase", *arguments, "--store", store)
-        assert done.returncode != 0
-        assert said in done.stderr
+        assert done.exit_code != 0
+        assert said in (done.stderr or str(done.exception))
     assert not list(tmp_path.iterdir())
     missing = spanloop("erase", "--trace-id", TRACE, "--yes", "--store", f"chdb://{tmp_path}/none")
-    assert "there is no store" in missing.stderr
+    assert isinstance(missing.exception, StoreUnavailable)
+    assert "there is no store" in missing.exception.message
     assert not (tmp_path / "none").exists()
 
 

@@ -6,7 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 import polars as pl
-from tests.cli.test_erase import report, spanloop
+from tests.helpers.commands import report, spanloop
+from tests.helpers.stores import laid
 
 from spanloop_store import connect
 
@@ -14,8 +15,8 @@ RECORDING = Path(__file__).parents[1] / "fixtures" / "otlp" / "a_sync_multi_turn
 
 
 def test_late_spans_are_in_no_dataset(tmp_path: Path) -> None:
-    store = ("--store", f"chdb://{tmp_path}/s")
-    assert spanloop("import", RECORDING, *store).returncode == 0
+    store = ("--store", laid(tmp_path / "s"))
+    assert spanloop("import", RECORDING, *store).exit_code == 0
     before = report("build", "--out", tmp_path / "a", *store)
     traces = pl.read_parquet(tmp_path / "a" / "transitions.parquet")["trace_id"].unique().sort().to_list()
     assert len(traces) > 1

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.cli.test_erase import MARKER, fill_quarantine, fill_spool, grep, of_user, report, spans_in
+from tests.cli.test_erase import MARKER, fill_quarantine, fill_spool, grep, of_user, spans_in
+from tests.helpers.commands import report
+from tests.helpers.stores import laid
 
 from spanloop_exporter.segments import SegmentLog
 from spanloop_store import StoreUrl, connect, registry
@@ -28,7 +30,11 @@ STAGES = {
     "rows-gone-and-old-parts-there": (f"{ERASE}:_delete_rows", 4, "after"),
     "in-the-purge": (f"{PURGING}:_drop_old_parts", 1, "before"),
     "after-the-store": (f"{ERASE}:delete", 1, "after"),
-    "between-two-spools": (f"{STRIPPING}:_replace", 4, "before"),
+    "between-two-spools": (
+        f"{STRIPPING}:_replace",
+        2,
+        "before",
+    ),  # of the second spool; the quarantine is done
 }
 
 
@@ -36,8 +42,7 @@ STAGES = {
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store, its log, its quarantine and a spool, all with something of u-1 and of u-2, and a dataset of both."""
     home = tmp_path_factory.mktemp("killed")
-    url = f"chdb://{home}/s"
-    with connect(url) as client:
+    with connect(laid(home / "s")) as client:
         for table, column in (
             ("otel_traces", "SpanAttributes"),
             ("otel_logs", "Body"),
@@ -72,24 +77,29 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=STAGES)
-def test_killed_and_started_again(filled: Path, tmp_path: Path, stage: str) -> None:
+# No two that follow one another: each run finds what the one before left at another place of the way.
+CHAINS = (tuple(STAGES)[::2], tuple(STAGES)[1::2])
+
+
+@pytest.mark.parametrize("stages", CHAINS, ids=["odd", "even"])
+def test_killed_and_started_again(filled: Path, tmp_path: Path, stages: tuple[str, ...]) -> None:
     shutil.copytree(filled, tmp_path, dirs_exist_ok=True, symlinks=True)
     url = f"chdb://{tmp_path}/s"
     with connect(url) as client:  # its dataset lies here, too
         client.command(f"ALTER TABLE datasets UPDATE uri = '{tmp_path}' WHERE 1 SETTINGS mutations_sync = 2")
     arguments = ["erase", "--user-id", "u-1", "--store", url, "--yes"]
     arguments += ["--spool", str(tmp_path / "spool-a"), "--spool", str(tmp_path / "spool-b")]
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.cli.erase_process", *map(str, STAGES[stage]), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert killed.stdout == ""
+    for stage in stages:
+        killed = subprocess.run(
+            [sys.executable, "-m", "tests.cli.erase_process", *map(str, STAGES[stage]), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert killed.returncode == -signal.SIGKILL, (stage, killed.stderr)
+        assert killed.stdout == ""
 
     done = report(*arguments)
     assert not done["dry_run"]

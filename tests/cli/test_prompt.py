@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.helpers.stores import laid
 
 from spanloop.main import cli
-from spanloop_store import SpanloopError, audit, connect, registry
+from spanloop_store import Engine, SpanloopError, audit, connect, registry
 
 POINT = ("point", "--without-evaluation")
 TEXT = "You are kind.\nToday is {{variable_1}}."
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    url = f"chdb://{tmp_path_factory.mktemp('store')}/s"
-    connect(url).close()
-    return url
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    url = laid(tmp_path_factory.mktemp("store") / "s")
+    with Engine(url):  # open all the time: the commands would open and close it
+        yield url
 
 
 @pytest.fixture

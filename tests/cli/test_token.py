@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.cli.test_bad_input import FIXTURES, one_message, run
+from tests.cli.test_bad_input import FIXTURES
 from tests.collector.test_up import up
+from tests.helpers.commands import spanloop
+
+from spanloop_store.errors import SpanloopError
 
 TOKEN = "s3cret"
 
@@ -23,14 +26,11 @@ def test_commands_work_beside_a_collector_that_needs_a_token(
     )
     with up(tmp_path / "s", "--host", "0.0.0.0"):
         for command in commands:
-            without = run(*command)
-            said = one_message(without.returncode, without.stderr.replace(_PROGRESS, ""))
-            assert "401" in said
-            assert "SPANLOOP_TOKEN" in said.splitlines()[-1]
-            done = run(*command, SPANLOOP_TOKEN=TOKEN)
-            assert done.returncode == 0, done.stderr
+            without = spanloop(*command, SPANLOOP_TOKEN=None)
+            assert isinstance(without.exception, SpanloopError)
+            assert "401" in without.exception.message
+            assert "SPANLOOP_TOKEN" in without.exception.hint
+            done = spanloop(*command, SPANLOOP_TOKEN=TOKEN)
+            assert done.exit_code == 0, done.exception
     assert (tmp_path / "dataset" / "manifest.json").exists()
     assert (tmp_path / "today.tar").exists()
-
-
-_PROGRESS = "waiting until everything acknowledged is in the store\n"

@@ -57,7 +57,11 @@ def command(folder: Path, *more: str) -> list[str]:
 @contextlib.contextmanager
 def running(folder: Path, *more: str, **environment: str) -> Iterator[Capture]:
     """On the store in this folder, or on a new one; stopped in the end."""
-    if not environment and "--store" not in more and not (folder / "engine").exists():
+    if (
+        "SPANLOOP_RETENTION_DAYS" not in environment
+        and "--store" not in more
+        and not (folder / "engine").exists()
+    ):
         laid(folder)
     process = subprocess.Popen(
         command(folder, *more), stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}

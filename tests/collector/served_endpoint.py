@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 import clickhouse_connect
 from aiohttp import web
+from tests.helpers.stores import laid
 
 from spanloop_collector.endpoint import Credentials, make_endpoint
 from spanloop_store import Engine
@@ -64,7 +65,7 @@ class Served:
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Served]:
     """An endpoint on a fresh store, stopped and closed in the end."""
-    with Engine(f"chdb://{folder}/s") as engine, serving_engine(engine, folder) as served:
+    with Engine(laid(folder / "s")) as engine, serving_engine(engine, folder) as served:
         yield served
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from tests.helpers.stores import laid
 
 from spanloop_collector.addresses import reserve
 from spanloop_collector.endpoint import Credentials, make_endpoint
@@ -49,7 +50,7 @@ def server(folder: Path) -> Iterator[Server]:
     def run(work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result(_PATIENCE_S)
 
-    with Engine(f"chdb://{folder}/server") as engine:
+    with Engine(laid(folder / "server")) as engine:
 
         @web.middleware
         async def with_input(

@@ -6,7 +6,6 @@ import gzip
 import json
 import socket
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 import zlib
@@ -295,54 +294,6 @@ def test_other_addresses_need_a_token(tmp_path: Path) -> None:
                 stub.Export(trace_request("x"), timeout=10)
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             stub.Export(trace_request("x"), timeout=10, metadata=(("authorization", "Bearer s3cret"),))
-
-
-def test_kill_9_under_load_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    """Senders write down what was acknowledged; after three kills each of those spans is there exactly once."""
-    acknowledged: set[int] = set()
-    sent = 0
-    lock = threading.Lock()
-
-    def send(address: str, enough: threading.Event) -> None:
-        nonlocal sent
-        while True:
-            with lock:
-                sent += 1
-                number = sent
-            body = trace_request("load", "load", "load", trace=number, text="x" * 3000).SerializeToString()
-            try:
-                status, _, _ = post(f"{address}/v1/traces", body)
-            except OSError:
-                return
-            assert status == 200
-            with lock:
-                acknowledged.add(number)
-                if len(acknowledged) >= target:
-                    enough.set()
-
-    for kill in range(3):
-        with running(tmp_path) as capture:
-            enough = threading.Event()
-            target = len(acknowledged) + 150
-            senders = [
-                threading.Thread(target=send, args=(capture.otlp_http, enough), daemon=True) for _ in range(4)
-            ]
-            for sender in senders:
-                sender.start()
-            assert enough.wait(60), kill
-            capture.kill()
-            for sender in senders:
-                sender.join(30)
-    with running(tmp_path) as capture:
-        capture.flush()
-        rows = capture.query("SELECT TraceId, count(), uniqExact(SpanId) FROM otel_traces GROUP BY TraceId")
-        assert {(count, spans) for _, count, spans in rows} == {(3, 3)}
-        found = {int(trace_id, 16) for trace_id, _, _ in rows}
-        assert acknowledged <= found
-        # What was logged but not acknowledged may be there too: at most what was in flight at each kill.
-        assert len(found - acknowledged) <= 3 * 4
-        ((counted,),) = capture.query("SELECT sum(rows) FROM ingest_segments")
-        assert counted == 3 * len(found)
 
 
 def test_a_server_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> None:

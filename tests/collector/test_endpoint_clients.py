@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError, StreamFailureError
 from tests.collector.served_endpoint import Served, serving
+from tests.helpers.waiting import until
 
 from spanloop_collector.endpoint.cityhash import checksum
 from spanloop_store.errors import AuditError
@@ -54,18 +55,6 @@ def running(served: Served) -> int:
         .result_rows
     )
     return int(rows[0][0])
-
-
-def until(condition: Any) -> None:
-    """Waits for what another thread does; the test's own limit of a minute is the only clock."""
-    limit = threading.Event()
-    timer = threading.Timer(60, limit.set)
-    timer.start()
-    try:
-        while not condition():
-            assert not limit.wait(0.02), "it did not come to that within a minute"
-    finally:
-        timer.cancel()
 
 
 # --- formats and compression ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers.stores import laid
 
 from spanloop_collector.gateway.prompts import Applied, Book, BookReader, Prompts, words
 from spanloop_collector.gateway.prompts.finding import find
@@ -88,7 +89,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(f"chdb://{tmp_path_factory.mktemp('prompts')}/s") as engine:
+    with Engine(laid(tmp_path_factory.mktemp("prompts") / "s")) as engine:
         yield engine
 
 

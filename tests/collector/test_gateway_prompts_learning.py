@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.stores import laid
 
 from spanloop_collector.gateway.privacy import Privacy
 from spanloop_collector.gateway.prompts.index import MIN_FIXED_CHARS
@@ -84,7 +85,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(f"chdb://{tmp_path_factory.mktemp('prompts')}/s") as engine:
+    with Engine(laid(tmp_path_factory.mktemp("prompts") / "s")) as engine:
         yield engine
 
 

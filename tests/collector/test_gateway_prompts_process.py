@@ -1,4 +1,4 @@
-"""A promoted prompt reaches an unmodified agent in its next call, and rolls back: agent, gateway, store, commands as processes."""
+"""A promoted prompt reaches an unmodified agent in its next call, and rolls back: agent, gateway and store as processes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tests.collector.test_up import up
+from tests.helpers.commands import report
 from tests.helpers.openai_stub import Stub, openai_stub
+from tests.helpers.waiting import until
 
 from spanloop_store import connect, flush, registry
 
@@ -70,21 +71,7 @@ class Agent:
 
 
 def spanloop(store: str, *words: str) -> Any:
-    ended = subprocess.run(
-        [sys.executable, "-m", "spanloop.main", "prompt", *words, "--store", store, "--json"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
-
-
-def until(condition: Any, what: str) -> Any:
-    """Polls something that another process brings about."""
-    for _ in range(600):
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(what)
+    return report("prompt", *words, "--store", store)
 
 
 def messages(stub: Stub) -> list[dict[str, Any]]:
@@ -99,7 +86,9 @@ def snapshot_reaches(gateway: str, agent: Agent, stub: Stub, day: str, first: st
         agent.call(day)
         return messages(stub) if messages(stub)[0]["content"] == first else None
 
-    found: list[dict[str, Any]] = until(called, f"{gateway} never sent {first!r}: {messages(stub)[0]}")
+    found: list[dict[str, Any]] = until(
+        called, lambda: f"{gateway} never sent {first!r}: {messages(stub)[0]}"
+    )
     return found
 
 
@@ -112,9 +101,11 @@ def test_a_promoted_prompt_reaches_an_unmodified_agent_and_rolls_back(tmp_path: 
         gateway = addresses["gateway"]
         with Agent(gateway) as agent, closing(connect(store, served=True)) as client:
             agent.call("2026-03-01")
-            until(lambda: registry.prompts(client), "the prompt was not learnt")
+            until(lambda: registry.prompts(client), lambda: "the prompt was not learnt")
             agent.call("2026-03-02")
-            until(lambda: registry.prompts(client)[0].template.names, "the date was not seen as a place")
+            until(
+                lambda: registry.prompts(client)[0].template.names, lambda: "the date was not seen as a place"
+            )
             assert messages(stub)[0]["content"] == SENT.format("2026-03-02")
             (listed,) = spanloop(store, "list")
             assert (listed["id"], listed["places"], listed["aliases"]) == ("small@1", ["variable_1"], [])

@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers.examples import few
 
 from spanloop_collector.gateway.apis.base import Api
 from spanloop_collector.gateway.apis.embeddings import Embeddings
@@ -102,6 +103,7 @@ odd_answers = st.dictionaries(
 
 
 @pytest.mark.parametrize("api", APIS, ids=lambda api: str(api.path))
+@settings(max_examples=few(50))
 @given(answer=odd_answers, owner=st.sampled_from(["vllm", "spanloop"]))
 def test_no_peculiar_answer_breaks_a_call(api: Api, answer: dict[str, Any], owner: str) -> None:
     """Neither noting it nor taking out of it what was added fails, and both ways to take it out give the same."""

@@ -47,9 +47,7 @@ def javascript(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("protocol", "compression"), [("proto", "none"), ("proto", "gzip"), ("http", "gzip"), ("grpc", "gzip")]
-)
+@pytest.mark.parametrize(("protocol", "compression"), [("proto", "none"), ("http", "gzip"), ("grpc", "gzip")])
 def test_the_official_javascript_exporters(
     capture: Capture, javascript: Path, protocol: str, compression: str
 ) -> None:

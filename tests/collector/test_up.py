@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trustme
 from tests.collector.capture_process import trace_request
+from tests.helpers.stores import laid
 
 from spanloop_store import connect, flush, read_owner
 
@@ -31,6 +31,9 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 @contextlib.contextmanager
 def up(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """On the store in this folder, or on a new one; stopped in the end."""
+    if not (folder / "engine").exists():
+        laid(folder)
     process = subprocess.Popen(
         arguments(folder, "--json", *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -93,6 +96,7 @@ def test_up_serves_everything_and_stops_cleanly(tmp_path: Path) -> None:
 
 
 def test_up_says_what_to_set_and_what_is_redacted(tmp_path: Path) -> None:
+    """On its first start, where there is no store yet."""
     process = subprocess.Popen(
         arguments(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -112,8 +116,10 @@ def test_up_says_what_to_set_and_what_is_redacted(tmp_path: Path) -> None:
     assert "opentelemetry-instrument python agent.py" in text
 
 
-@pytest.mark.parametrize("option", ["--otlp-http-port", "--otlp-grpc-port", "--gateway-port"])
-def test_a_port_in_use_is_one_clear_error(tmp_path: Path, option: str) -> None:
+def test_a_port_in_use_is_one_clear_error(tmp_path: Path) -> None:
+    """The gateway's; those of capture are in test_capture.py and, by this command, in tests/cli/test_bad_input.py."""
+    option = "--gateway-port"
+    laid(tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -151,25 +157,7 @@ def test_an_address_of_another_machine_is_one_clear_error(tmp_path: Path) -> Non
     assert second == "next:  192.0.2.1 is no address of this machine; use --host 127.0.0.1"
 
 
-def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
-    url = f"chdb://{tmp_path}"
-    with up(tmp_path) as (process, addresses):
-        owner = read_owner(url)
-        assert owner is not None
-        os.kill(owner.pid, signal.SIGKILL)
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "capture serves again" in line:
-                break
-        again = read_owner(url)
-        assert again is not None
-        assert again.pid != owner.pid
-        assert again.otlp_http == addresses["otlp_http"]
-        assert healthy(addresses["otlp_http"])
-        assert healthy(addresses["gateway"])
-
-
-def test_tls_and_the_log_folder_reach_capture_and_survive_its_restart(tmp_path: Path) -> None:
+def test_a_child_that_dies_is_started_again_with_its_tls_and_its_log_folder(tmp_path: Path) -> None:
     """The gateway knows one address of the collector for ever: the plain one on loopback, beside TLS."""
     authority = trustme.CA()
     server = authority.issue_cert("127.0.0.1")
@@ -190,6 +178,8 @@ def test_tls_and_the_log_folder_reach_capture_and_survive_its_restart(tmp_path: 
                 break
         again = read_owner(f"chdb://{tmp_path}/store")
         assert again is not None
+        assert again.pid != owner.pid
+        assert healthy(addresses["gateway"])
         assert addresses["local"] == owner.otlp_http == again.otlp_http
         assert healthy(again.otlp_http)
         with urllib.request.urlopen(

@@ -336,6 +336,7 @@ def test_a_segment_that_the_store_does_not_take_holds_up_no_other(
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_while_two_segments_are_inserted(point: str, tmp_path: Path) -> None:
+    laid(tmp_path)
     died = subprocess.run([sys.executable, "-m", "tests.collector.writer_process", str(tmp_path), point])
     assert died.returncode == -signal.SIGKILL
     url = StoreUrl.parse(f"chdb://{tmp_path}")

@@ -68,10 +68,10 @@ def test_the_engine_decoded_the_spans(found: dict[str, Any]) -> None:
 
 def test_every_episode_of_yesterday_arrived(run: tuple[Path, str]) -> None:
     _, frame = load_dataset(run[0] / "datasets" / "yesterday")
-    assert frame["episode_id"].n_unique() == frame["task_id"].n_unique() == 504
+    assert frame["episode_id"].n_unique() == frame["task_id"].n_unique() == 264
     assert set(frame["agent"].unique()) == {"calculator-openai", "calculator-langgraph"}
-    assert frame.filter(pl.col("step") == 0).height == 504
-    # Right in one of three asked alike; 504 tasks are no multiple of all wordings times three.
+    assert frame.filter(pl.col("step") == 0).height == 264
+    # Right in one of three asked alike; 264 tasks are no multiple of all wordings times three.
     episodes = frame.group_by("episode_id").agg(pl.col("reward").mean())
     assert 0.25 < episodes["reward"].mean() < 0.42
 

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
+import openai
 import pytest
 from tests.helpers.agents import run_agent
 from tests.helpers.openai_stub import WORDS, Stub, openai_stub, tool_call
 from tests.helpers.otlp_receiver import ReceivedSpan, otlp_receiver
 
 from spanloop_exporter.calls import client as client_module
+from spanloop_exporter.calls.asking import refused_by
 
 AGENTS = Path(__file__).parent / "agents"
 ANSWER = "".join(WORDS) + " for m"
@@ -201,14 +204,20 @@ def test_a_server_that_refuses_is_asked_once() -> None:
     assert not any(span.status == 2 for span in ran.spans)
 
 
-@pytest.mark.parametrize("reason", ["Bad request.", "LOGPROBS ARE NOT ENABLED."], ids=["none", "capitals"])
-def test_a_server_that_refuses_in_other_words_is_asked_once(reason: str) -> None:
+def test_a_field_is_named_by_an_error_however_it_is_written() -> None:
+    answer = httpx.Response(400, request=httpx.Request("POST", "http://127.0.0.1"))
+    error = openai.BadRequestError("LOGPROBS ARE NOT ENABLED.", response=answer, body=None)
+    asked = {"logprobs": True, "return_token_ids": True}
+    assert refused_by(error, asked, ("http://127.0.0.1", "m")) == {"logprobs"}
+
+
+def test_a_server_that_refuses_without_a_reason_is_asked_once() -> None:
     ways = ["two", "two"]
     (ran,) = run(
         "openai_capture.py",
         *ways,
         refuses=("return_token_ids", "logprobs"),
-        reason=reason,
+        reason="Bad request.",
         SPANLOOP_CAPTURE_TOKENS="true",
     )
     assert ran.printed.count(f"'{ANSWER}', '{ANSWER}'") == 2

@@ -14,6 +14,7 @@ from tests.helpers.agents import (
     model_calls,
     run_agent,
     succeeded,
+    tool_steps,
     without_ids,
 )
 from tests.helpers.openai_stub import Stub, openai_stub, tool_calls
@@ -31,7 +32,11 @@ class Run(NamedTuple):
 
     printed: list[str]
     stub: Stub
-    calls: list[ReceivedSpan]
+    spans: list[ReceivedSpan]
+
+    @property
+    def calls(self) -> list[ReceivedSpan]:
+        return model_calls(self.spans)
 
     def of(self, mode: str) -> list[ReceivedSpan]:
         return [call for call in self.calls if f'"{mode}: ' in call.attributes["gen_ai.input.messages"]]
@@ -53,10 +58,12 @@ def scripted() -> Any:
 
 def run(script: str, *modes: str, calls: int) -> Iterator[Run]:
     with otlp_receiver() as receiver, openai_stub(respond=scripted(), responses=True) as stub:
-        ended = run_agent(AGENTS / script, *modes, stub=stub, receiver=receiver)
+        # Which alone takes longer than these programs.
+        variables = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "langchain"}
+        ended = run_agent(AGENTS / script, *modes, stub=stub, receiver=receiver, **variables)
         printed = succeeded(ended).splitlines()
         spans = receiver.wait(lambda spans: len(model_calls(spans)) >= calls)
-        yield Run(printed, stub, model_calls(spans))
+        yield Run(printed, stub, spans)
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +131,22 @@ def test_a_response_names_its_tools_and_their_results(responses: Run, mode: str)
     assert {"add", "multiply"} == {
         tool.get("function", tool)["name"] for tool in json.loads(first.attributes["gen_ai.tool.definitions"])
     }
+
+
+@pytest.mark.parametrize("kind", ["chat", "responses"])
+def test_each_tool_of_a_plain_loop_is_a_step_below_its_call(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    ran: Run = request.getfixturevalue(kind)
+    ways = len(LOOPS) + (kind == "responses")
+    by_parent: dict[str, list[tuple[str, str, dict[str, int]]]] = {}
+    for step in tool_steps(ran.spans):
+        assert step.attributes["spanloop.recovered"] == "messages"
+        told = (
+            step.attributes["gen_ai.tool.name"],
+            step.attributes["gen_ai.tool.call.result"],
+            step.json("gen_ai.tool.call.arguments"),
+        )
+        by_parent.setdefault(step.parent_id, []).append(told)
+    expected = [("add", "5", {"a": 2, "b": 3}), ("multiply", "20", {"a": 4, "b": 5})]
+    assert list(by_parent.values()) == [expected] * ways

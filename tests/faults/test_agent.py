@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from bench.faults.agent import agents_die
+from tests.helpers.stores import laid
 
 
 @pytest.mark.parametrize(
@@ -14,6 +15,7 @@ from bench.faults.agent import agents_die
     ids=["sigkill-collector-away", "fork"],
 )
 def test_nothing_that_ended_is_lost_or_doubled(tmp_path: Path, fault: str, away: bool) -> None:
+    laid(tmp_path / "store")
     tally = agents_die(tmp_path, fault, 1, away=away)
     assert tally.acknowledged > 2, "only the clean agent at the end ended spans"
     assert tally.clean, tally

@@ -13,6 +13,7 @@ from bench.faults.ledger import Ledger, Tally
 from bench.faults.load import Shape, request_bytes
 from bench.faults.stopping import POINTS
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.helpers.stores import laid
 
 from spanloop_exporter.segments import SegmentLog
 from spanloop_store import Engine
@@ -31,14 +32,15 @@ def clean(tally: Tally) -> bool:
 
 
 def test_kills_at_random_moments(tmp_path: Path) -> None:
-    tally = random_kills(tmp_path / "store", 5, seed=1, threads=3, shape=LIGHT)
+    laid(tmp_path / "store")
+    tally = random_kills(tmp_path / "store", 3, seed=1, threads=3, shape=LIGHT)
     assert clean(tally), tally
     assert tally.notes["resent"], "no request was cut off by a kill"
 
 
-@pytest.mark.parametrize("half", [0, 1])
-def test_kills_between_two_steps(tmp_path: Path, half: int) -> None:
-    points = list(POINTS)[half::2]
+def test_kills_between_two_steps(tmp_path: Path) -> None:
+    laid(tmp_path / "store")
+    points = list(POINTS)
     tally = kills_at_points(tmp_path / "store", points, shape=LIGHT)
     assert clean(tally), tally
     assert tally.faults == len(points), "a point was not reached: does its function still have that name?"
@@ -51,7 +53,7 @@ def test_the_ledger_sees_what_is_lost_doubled_or_foreign(tmp_path: Path) -> None
         number = ledger.begin()
         ledger.sent(number, 2)
         ledger.acknowledged(number, 2)
-    with Engine(f"chdb://{tmp_path}/store") as engine:
+    with Engine(laid(tmp_path / "store")) as engine:
         client = engine.client()
         for trace, spans in ((1, (1, 1, 2)), (2, (1,)), (9, (1,))):
             for span in spans:
@@ -89,7 +91,7 @@ def test_two_writers_do_not_share_a_scratch_file(tmp_path: Path, monkeypatch: py
         log.append([request_bytes(number, 3, Shape(deep_every=1))], items=3)
         log.seal()
     monkeypatch.setattr(Embedded, "_run", together)
-    with Engine(f"chdb://{tmp_path}/store") as engine:
+    with Engine(laid(tmp_path / "store")) as engine:
         inserters = [
             SegmentInserter(engine.client(), embedded=True, quarantine=tmp_path / "quarantine")
             for _ in range(2)

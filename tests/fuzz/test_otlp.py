@@ -9,8 +9,9 @@ import pytest
 from bench.fuzz.drawn import check_drawn
 from bench.fuzz.otlp import JSON, PROTOBUF, Export, Receivers, exports
 from bench.fuzz.served import serving
+from tests.helpers.examples import few
 
-RUNS, EXAMPLES = 4, 275  # 100,000 of them: python -m bench.fuzz --n 100000
+RUNS, EXAMPLES = 4, few(100)  # 100,000 of them: python -m bench.fuzz --n 100000
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,13 +25,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str,
     """Base URLs of the server and of the gateway before it, and where the gateway's spans go."""
     folder = tmp_path_factory.mktemp("tiny")
     build(folder, 0, LEARNED)
-    command = [sys.executable, "-m", "spanloop.main", "serve", f"tiny={folder}", "--port", "0"]
+    command = [sys.executable, "-m", "spanloop.main", "serve", f"tiny={folder}", "--port", "0", "--json"]
     command += ["--store", f"chdb://{folder}/store"]
     environment = {name: value for name, value in os.environ.items() if "_TOKEN" not in name}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
-            url = process.stdout.readline().rpartition(" on ")[2].strip().removesuffix("/v1") + "/v1"
+            lines = ""
+            while not lines.endswith("}\n"):
+                lines += process.stdout.readline()
+            ready = json.loads(lines)
+            assert ready["models"] == ["tiny"]
+            url = ready["url"].removesuffix("/v1") + "/v1"
             with (
                 otlp_receiver() as receiver,
                 gateway(
@@ -40,7 +46,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str,
                 yield url, run.url + "/v1", receiver
         finally:
             process.terminate()
-            process.wait(30)
+            assert process.wait(30) == 0
 
 
 def without_names(value: Any) -> Any:

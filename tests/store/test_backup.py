@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.collector.served_endpoint import Served, serving_engine
+from tests.helpers.stores import laid
 
 from spanloop_collector.repeats import Repeats
 from spanloop_exporter.segments import SegmentLog
@@ -63,7 +64,7 @@ def contents(client: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    url = f"chdb://{tmp_path_factory.mktemp('source')}/s"
+    url = laid(tmp_path_factory.mktemp("source") / "s")
     with Engine(url) as engine:
         fill(engine.client())
         expected = contents(engine.client())
@@ -135,7 +136,7 @@ def as_server(served: Served) -> str:
 
 
 def test_into_a_server(tmp_path: Path, made: Path, source: tuple[str, dict[str, Any]]) -> None:
-    with Engine(f"chdb://{tmp_path}/s") as engine, serving_engine(engine, tmp_path) as served:
+    with Engine(laid(tmp_path / "s")) as engine, serving_engine(engine, tmp_path) as served:
         restore(as_server(served), str(made))
         assert contents(engine.client()) == source[1]
         with pytest.raises(BackupError, match="not empty"):
@@ -202,8 +203,7 @@ def test_a_backup_that_fails_leaves_nothing(tmp_path: Path, source: tuple[str, d
 
 
 def test_requests_that_wait_in_the_log_are_not_forgotten(tmp_path: Path) -> None:
-    with Engine(f"chdb://{tmp_path}/s"):
-        pass
+    laid(tmp_path / "s")
     log = SegmentLog(tmp_path / "s" / "log", Signal.TRACES)
     log.append([b"acknowledged"])
     log.close()
@@ -216,8 +216,7 @@ def test_requests_that_wait_in_the_log_are_not_forgotten(tmp_path: Path) -> None
 
 def test_what_the_collector_remembers_is_no_request_that_waits(made: Path, tmp_path: Path) -> None:
     """And it is forgotten with the rows that it stood for."""
-    url = StoreUrl.parse(f"chdb://{tmp_path}/s")
-    connect(url).close()
+    url = StoreUrl.parse(laid(tmp_path / "s"))
     Repeats(url.log_path).close()
     (remembered,) = url.log_path.iterdir()
     assert remembered.stat().st_size
@@ -256,7 +255,7 @@ def test_a_restore_that_fails_leaves_what_was_there(made: Path, tmp_path: Path) 
         if line.startswith("restoring"):
             raise KeyboardInterrupt
 
-    connect(f"chdb://{tmp_path}/old").close()
+    laid(tmp_path / "old")
     (tmp_path / "old" / "quarantine" / "kept").write_text("x")
     for name in ("old", "new"):
         with pytest.raises(KeyboardInterrupt):
@@ -343,7 +342,7 @@ def test_what_was_erased_and_who_did_it_outlive_a_restore(tmp_path: Path) -> Non
     from spanloop_store import audit, erase
     from spanloop_store.subjects import Subject
 
-    url, trace = f"chdb://{tmp_path}/s", f"{1:032x}"
+    url, trace = laid(tmp_path / "s"), f"{1:032x}"
     with Engine(url) as engine:
         client = engine.client()
         client.command(f"INSERT INTO otel_traces (Timestamp, TraceId) VALUES (now64(9), '{trace}')")

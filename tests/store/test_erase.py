@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.stores import laid
 
 from spanloop_store import Engine, audit, erase, lineage, prompts, registry
 from spanloop_store.errors import AuditError, EraseError
@@ -21,7 +22,7 @@ OTHER = "keep-this-one"
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[tuple[Any, Path]]:
-    with Engine(f"chdb://{tmp_path}/s") as engine:
+    with Engine(laid(tmp_path / "s")) as engine:
         yield engine.client(), tmp_path / "s"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.stores import laid
 from tests.store.evaluation_events import LABEL, NAME, SCORE, T0, log_event, rewards, span_event
 
 from spanloop_store import Engine, evaluations
@@ -29,7 +30,7 @@ def kept_for_ever() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(f"chdb://{tmp_path_factory.mktemp('evaluations')}/s") as engine:
+    with Engine(laid(tmp_path_factory.mktemp("evaluations") / "s")) as engine:
         yield engine
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.helpers.stores import laid
 
 from spanloop_store import Engine
 from spanloop_store.expiry import Expiry, read_expiry
@@ -25,7 +26,7 @@ OLD = Expiry(((10_000 * DAY_NS, 19_900 * DAY_NS), (60_000 * DAY_NS, 61_000 * DAY
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with Engine(f"chdb://{tmp_path_factory.mktemp('expiry')}/s") as engine:
+    with Engine(laid(tmp_path_factory.mktemp("expiry") / "s")) as engine:
         yield engine.client()
 
 

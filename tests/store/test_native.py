@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers.stores import laid
 
 from spanloop_store import OWNER_ROLE, Engine
 from spanloop_store.errors import NativeError
@@ -30,7 +31,7 @@ COMPOSED = (
 
 @pytest.fixture(scope="module")
 def handle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with Engine(f"chdb://{tmp_path_factory.mktemp('native')}/s") as engine:
+    with Engine(laid(tmp_path_factory.mktemp("native") / "s")) as engine:
         handle = engine.handle(OWNER_ROLE)
         yield handle
         handle.close()

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from tests.helpers.stores import laid
 
 from spanloop_store import Engine, RegistryError, registry
 from spanloop_store.prompts import revise_prompt
@@ -13,7 +14,7 @@ from spanloop_store.prompts import revise_prompt
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(f"chdb://{tmp_path_factory.mktemp('registry')}/s") as engine:
+    with Engine(laid(tmp_path_factory.mktemp("registry") / "s")) as engine:
         yield engine
 
 

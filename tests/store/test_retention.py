@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.stores import laid
 from tests.store.raw_store import fill
 
 from spanloop_store import Engine, audit
@@ -16,7 +17,7 @@ from spanloop_store.tables import REGISTRY, TIME_COLUMNS, read_tables
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Any]:
-    with Engine(f"chdb://{tmp_path}/s") as engine:
+    with Engine(laid(tmp_path / "s")) as engine:
         yield engine.client()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.helpers.stores import laid
 
 from spanloop.commands.promote import command
 from spanloop_store import RegistryError, connect, registry
@@ -18,7 +19,7 @@ from spanloop_trainer.promotion import promote
 
 @pytest.fixture
 def store(tmp_path: Path) -> str:
-    return f"chdb://{tmp_path}/store"
+    return laid(tmp_path / "store")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from tests.helpers.stores import laid
 from tests.trainer.algorithms.datasets import model_folder, transitions, with_tokens, write
 from transformers import AutoTokenizer
 
@@ -272,7 +273,7 @@ def test_registers_once(base: Path, logged: pl.DataFrame, tmp_path: Path) -> Non
     from spanloop_store import connect
 
     dataset = write(tmp_path / "d", logged)
-    client = connect(f"chdb://{tmp_path / 'store'}")
+    client = connect(laid(tmp_path / "store"))
     try:
         for _ in range(2):
             result = train(

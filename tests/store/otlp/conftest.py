@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from clickhouse_connect.driver.client import Client
+from tests.helpers.stores import laid
 
 from spanloop_store import Engine
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    path: Path = tmp_path_factory.mktemp("store")
-    with Engine(f"chdb://{path}") as engine:
+    with Engine(laid(tmp_path_factory.mktemp("store"))) as engine:
         yield engine
 
 

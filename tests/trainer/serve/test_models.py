@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import signal
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.helpers.stores import laid
 
 from spanloop_store import connect, registry
 from spanloop_trainer.errors import ServeError
@@ -19,7 +16,7 @@ from spanloop_trainer.serve.models import Models
 
 @pytest.fixture
 def store(tmp_path: Path, random_folder: Path) -> str:
-    url = f"chdb://{tmp_path}/store"
+    url = laid(tmp_path / "store")
     with closing(connect(url)) as client:
         for _ in range(3):
             registry.register_model(client, "m", str(random_folder))
@@ -56,19 +53,3 @@ def test_requests_that_arrive_together_load_a_version_once(store: str) -> None:
         assert len({id(model) for model in loaded}) == 1
 
     asyncio.run(run())
-
-
-def test_the_command_serves_until_it_is_told_to_stop(store: str, random_folder: Path) -> None:
-    command = [sys.executable, "-m", "spanloop.main", "serve", "--store", store, "--port", "0", "--json"]
-    with subprocess.Popen([*command, f"tiny={random_folder}"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        lines = ""
-        while not lines.endswith("}\n"):
-            lines += process.stdout.readline()
-        assert json.loads(lines)["models"] == ["tiny"]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    refused = subprocess.run([*command, "tiny=/nowhere"], capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("error: tiny: /nowhere is not a model folder")
-    assert "next:" in refused.stderr
