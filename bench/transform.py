@@ -1,117 +1,338 @@
-"""Transform: spans in the store to a dataset on disk, against the number of spans.
+"""Transform: spans to transitions, from memory and from the store, against the number of spans and beside Agent Lightning's adapter.
 
-One span in four is a model call, three calls are an episode; the other spans are tools and steps that carry no messages.
-What counts is how the time grows: the rate must not fall as the number of spans rises.
+    python -m bench transform [--peer ENV] [--sizes N …] [--large N [--shards N]] [--write docs/measurements/transform.md]
+
+`--peer` names a virtual environment with `agentlightning==0.3.0`; it is made there if it is not. `--large` builds from a store of that
+many spans as well (10000008 takes about ten minutes) and says how much memory that took. Spans: see `bench/transform_spans.py`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import random
+import os
+import platform
+import resource
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+ROOT = Path(__file__).parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
 
-from spanloop_store import Engine
-from spanloop_store.otlp.frames import frame
-from spanloop_store.otlp.insert import SegmentInserter
-from spanloop_store.otlp.signals import Signal
-from spanloop_trainer.config import Config, RewardRule
-from spanloop_trainer.transform import build
+from bench.transform_spans import fill, fill_trace  # noqa: E402
+from spanloop_store import Engine  # noqa: E402
+from spanloop_trainer.config import Config  # noqa: E402
+from spanloop_trainer.reward_settings import RewardRule  # noqa: E402
 
-SIZES = (4_000, 16_000, 64_000)  # spans
-TURNS = 3
-OTHER_SPANS = 3  # beside each model call
-EPISODES_A_REQUEST = 32
-_START = 1_795_208_087_000_000_000
-_TOOLS = json.dumps([{"type": "function", "name": "add", "parameters": {"type": "object", "properties": {}}}])
-
-
-def text(role: str, content: str) -> dict[str, Any]:
-    return {"role": role, "parts": [{"type": "text", "content": content}]}
+SIZES = (62_496, 250_008, 1_000_008)
+CONFIG = Config(rewards=(RewardRule(name="done", expression="CASE WHEN steps = 3 THEN 1.0 ELSE 0.0 END"),))
+TRACE_SPANS = 10_000
+TRACES, TRACES_SPANS = 500, 21
+PEER = "agentlightning==0.3.0"
+PEER_LIMIT_S = 120.0
+BUDGET_TRACE_S, BUDGET_MEMORY, BUDGET_DISK = 0.2, 200_000, 80_000
+Row = tuple[str, ...]
 
 
-def episode(request_spans: Any, number: int, source: random.Random) -> None:
-    """A plain tool loop: every call in a trace of its own, each prompt beginning with the one before and its answer."""
-    history = [
-        text("system", "You are an agent with a calculator. " * 5),
-        text("user", f"Add up {number}, please."),
-    ]
-    at = _START + number * 1_000_000
-    for turn in range(TURNS):
-        call = f"call_{number}_{turn}"
-        if turn == TURNS - 1:
-            answer = text("assistant", str(number))
-        else:
-            part = {"type": "tool_call", "id": call, "name": "add", "arguments": {"a": number, "b": turn}}
-            answer = {"role": "assistant", "parts": [part]}
-        trace_id = source.randbytes(16)
-        for other in range(OTHER_SPANS + 1):
-            span = request_spans.add(trace_id=trace_id, span_id=source.randbytes(8), name="step", kind=1)
-            span.start_time_unix_nano = at + turn * 10_000 + other
-            span.end_time_unix_nano = span.start_time_unix_nano + 5_000
-        attributes = {
-            "gen_ai.operation.name": "chat",
-            "gen_ai.request.model": "small",
-            "gen_ai.response.model": "small@1",
-            "gen_ai.response.id": f"chatcmpl-{number}-{turn}",
-            "gen_ai.usage.output_tokens": "20",
-            "gen_ai.tool.definitions": _TOOLS,
-            "gen_ai.input.messages": json.dumps(history),
-            "gen_ai.output.messages": json.dumps([{**answer, "finish_reason": "stop"}]),
-        }
-        for key, value in attributes.items():
-            span.attributes.add(key=key).value.string_value = value
-        back = {"type": "tool_call_response", "id": call, "response": str(number)}
-        history = [*history, answer, {"role": "tool", "parts": [back]}]
+def best(runs: int, work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds and CPU seconds of the fastest run."""
+    found = []
+    for _ in range(runs):
+        began, cpu = time.perf_counter(), time.process_time()
+        work()
+        found.append((time.perf_counter() - began, time.process_time() - cpu))
+    return min(found)
 
 
-def fill(engine: Engine, spans: int) -> None:
-    """Insert `spans` spans, through the collector's own insert."""
-    source = random.Random(1)
-    inserter = SegmentInserter(engine.client(), embedded=True, quarantine=engine.url.quarantine_path)
-    episodes = spans // (TURNS * (OTHER_SPANS + 1))
-    payloads = []
-    for begin in range(0, episodes, EPISODES_A_REQUEST):
-        request = ExportTraceServiceRequest()
-        resource = request.resource_spans.add()
-        resource.resource.attributes.add(key="service.name").value.string_value = "bench"
-        scope = resource.scope_spans.add()
-        for number in range(begin, min(begin + EPISODES_A_REQUEST, episodes)):
-            episode(scope.spans, number, source)
-        payloads.append(frame(request.SerializeToString()))
-    segment = engine.url.log_path / f"bench-{spans}.otlp"
-    segment.parent.mkdir(parents=True, exist_ok=True)
-    segment.write_bytes(b"".join(payloads))
-    inserter.insert(segment, Signal.TRACES)
-    segment.unlink()
+class Arrow:
+    """What the projected queries return for a whole store, as Arrow tables in memory."""
+
+    def __init__(self, client: Any) -> None:
+        from spanloop_trainer.transform.read import Window, read_rewards, read_spans
+
+        # The first read opens the store's files.
+        self.read = best(2, lambda: read_spans(client, Window()))
+        spans = read_spans(client, Window())
+        self.tables = [frame.to_arrow() for frame in (spans.calls, spans.gateway, spans.ancestors)]
+        self.counts, self.rewards = spans.counts, read_rewards(client)
+
+    def transform(self) -> int:
+        """To rows of the contract, in memory; their number."""
+        import polars as pl
+
+        from spanloop_trainer.transform import transform
+        from spanloop_trainer.transform.funnel import Funnel
+        from spanloop_trainer.transform.read import Spans
+        from spanloop_trainer.transform.tasks import read_tasks
+
+        calls, gateway, ancestors = (pl.DataFrame(table) for table in self.tables)
+        spans = Spans(calls, gateway, ancestors, self.counts)
+        made = transform(spans, self.rewards, read_tasks(CONFIG), CONFIG, funnel=Funnel())
+        return sum(frame.height for frame in made.frames())
 
 
-def main() -> None:
-    config = Config(
-        rewards=(RewardRule(name="done", expression="CASE WHEN steps = 3 THEN 1.0 ELSE 0.0 END"),)
+# --- children: each measures one thing in a process of its own, and prints a line of JSON
+
+
+def child(arguments: list[str]) -> dict[str, Any]:
+    what, store, *rest = arguments
+    with Engine(store) as engine:
+        found = _CHILDREN[what](engine.client(), *rest)
+    return {**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
+
+
+def _memory(client: Any, runs: str) -> dict[str, Any]:
+    arrow = Arrow(client)
+    seconds, cpu = best(int(runs), arrow.transform)
+    return {
+        "seconds": seconds,
+        "cpu": cpu,
+        "read": arrow.read,
+        "rows": arrow.transform() if int(runs) > 2 else None,
+    }
+
+
+def _disk(client: Any, out: str, runs: str) -> dict[str, Any]:
+    from spanloop_trainer.transform import build
+
+    rows: list[int] = []
+    seconds, cpu = best(
+        int(runs),
+        lambda: rows.append(build(client, Path(out), config=CONFIG).counts["transitions"]),
     )
-    print(f"{'spans':>8} {'calls':>8} {'episodes':>9} {'seconds':>8} {'spans/s':>9}  rate to the first row's")
-    first = 0.0
-    for spans in SIZES:
-        with tempfile.TemporaryDirectory() as name, Engine(f"chdb://{name}/store") as engine:
-            fill(engine, spans)
+    size = (Path(out) / "transitions.parquet").stat().st_size
+    return {"seconds": seconds, "cpu": cpu, "rows": rows[-1], "bytes": size}
+
+
+def _shard(client: Any, out: str, shard: str, shards: str, until: str) -> dict[str, Any]:
+    from spanloop_trainer.transform.build import build_shard
+
+    seconds, cpu = best(
+        1,
+        lambda: build_shard(
+            client, Path(out), int(shard), int(shards), until=datetime.fromtimestamp(float(until), UTC)
+        ),
+    )
+    return {"seconds": seconds, "cpu": cpu}
+
+
+def _merge(client: Any, out: str) -> dict[str, Any]:
+    from spanloop_trainer.transform import build
+
+    rows: list[int] = []
+    seconds, cpu = best(
+        1, lambda: rows.append(build(client, Path(out), config=CONFIG, merge=True).counts["transitions"])
+    )
+    return {"seconds": seconds, "cpu": cpu, "rows": rows[-1]}
+
+
+_CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
+    "memory": _memory,
+    "disk": _disk,
+    "shard": _shard,
+    "merge": _merge,
+}
+
+
+def run_child(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__)), "--child", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+# --- one trace, and many small ones, beside the peer
+
+
+def _ours(shape: str, spans: int, traces: int) -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"chdb://{folder}/store"
+        with Engine(store) as engine:
             client = engine.client()
-            began = time.perf_counter()
-            manifest = build(client, Path(name) / "dataset", config=config)
-            seconds = time.perf_counter() - began
-            rows = manifest.counts["transitions"]
-            assert rows == spans // (TURNS * (OTHER_SPANS + 1)) * TURNS, f"{rows} transitions"
-            rate = spans / seconds
-            first = first or rate
-            print(
-                f"{spans:>8,} {rows:>8,} {rows // TURNS:>9,} {seconds:>8.2f} {rate:>9,.0f}  {rate / first:.2f}",
-                flush=True,
+            fill_trace(client, spans, traces, nested=shape == "nested")
+        found = run_child("memory", store, 5)
+        assert found["rows"] == traces * (spans // 4), found
+        disk = run_child("disk", store, f"{folder}/out", 3)
+    seconds = found["seconds"]
+    verdict = "" if traces > 1 else f"{'reached' if seconds < BUDGET_TRACE_S else '**not reached**'}"
+    return (
+        f"{seconds:.3f} s",
+        f"{found['read'][0] + seconds:.2f} s",
+        f"{disk['seconds']:.2f} s",
+        verdict,
+    )
+
+
+def _theirs(env: Path, cases: list[str]) -> dict[str, str]:
+    """What the peer took by case, in words."""
+    python = env / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(env)], check=True)
+        subprocess.run([str(env / "bin" / "pip"), "install", "--quiet", PEER], check=True)
+    said = dict.fromkeys(cases, f"more than {PEER_LIMIT_S:.0f} s with those above it")
+    command = [str(python), str(ROOT / "bench" / "transform_peer.py"), *cases]
+    try:
+        output = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=PEER_LIMIT_S, check=False
+        ).stdout
+    except subprocess.TimeoutExpired as late:
+        output = late.stdout or b""
+    for line in output.decode().splitlines():
+        found = json.loads(line)
+        said[found["case"]] = found.get("failed") or f"{found['seconds']:.2f} s"
+    return said
+
+
+def traces(env: Path | None) -> str:
+    shapes = [
+        ("nested", TRACES_SPANS, TRACES, f"nested:{TRACES_SPANS}:{TRACES}", f"{TRACES} traces × {TRACES_SPANS} spans"),
+        ("nested", TRACE_SPANS, 1, f"nested:{TRACE_SPANS}:1", f"one trace, {TRACE_SPANS:,} spans, each below the one before"),
+        ("flat", TRACE_SPANS, 1, f"flat:{TRACE_SPANS}:1", f"one trace, {TRACE_SPANS:,} spans below its root"),
+    ]  # fmt: skip
+    cases = [shape[3] for shape in shapes]
+    deep = f"{cases[1]}:deep"
+    theirs = _theirs(env, [cases[0], cases[1], deep, cases[2]]) if env else dict.fromkeys([*cases, deep], "–")
+    if theirs[cases[1]] == "RecursionError":
+        theirs[cases[1]] = f"RecursionError; with the recursion limit raised {theirs[deep]}"
+    rows = [(title, *_ours(shape, spans, count), theirs[case]) for shape, spans, count, case, title in shapes]
+    head = (
+        "",
+        "ours, from Arrow",
+        "ours, read too",
+        "ours, store to Parquet",
+        "budget 0.2 s",
+        PEER.replace("==", " "),
+    )
+    return table([head, *rows])
+
+
+# --- rates by size
+
+
+def rates(sizes: list[int]) -> str:
+    rows: list[Row] = [
+        (
+            "spans", "model calls", "projected read", "from Arrow in memory", "spans/s", "store to Parquet", "spans/s",
+            "CPU: read, memory, all", "peak of the build", "Parquet",
+        )
+    ]  # fmt: skip
+    last = (0.0, 0.0)
+    for spans in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            store = f"chdb://{folder}/store"
+            with Engine(store) as engine:
+                fill(engine.client(), spans)
+            memory = run_child("memory", store, 2)
+            disk = run_child("disk", store, f"{folder}/out", 2)
+        assert disk["rows"] == spans // 4, disk
+        read, cpu_read = memory["read"]
+        last = (spans / memory["seconds"], spans / disk["seconds"])
+        rows.append(
+            (
+                f"{spans:,}", f"{disk['rows']:,}", f"{read:.2f} s", f"{memory['seconds']:.2f} s", f"{last[0]:,.0f}",
+                f"{disk['seconds']:.2f} s", f"{last[1]:,.0f}",
+                f"{cpu_read:.1f}, {memory['cpu']:.1f}, {disk['cpu']:.1f} s", gigabytes(disk["peak"]),
+                f"{disk['bytes'] / 1e6:.0f} MB",
             )
+        )  # fmt: skip
+        print(" | ".join(rows[-1]), flush=True)
+    verdicts = [
+        f"{name}: {rate:,.0f} spans/s, budget {budget:,} spans/s {'reached' if rate >= budget else '**not reached**'}."
+        for name, rate, budget in (
+            ("From Arrow in memory", last[0], BUDGET_MEMORY),
+            ("From the store to Parquet", last[1], BUDGET_DISK),
+        )
+    ]
+    return table(rows) + "\n" + "\n".join(verdicts) + "\n"
+
+
+def large(spans: int, shards: int) -> str:
+    spans -= spans % 12
+    rows: list[Row] = [("what", "seconds", "CPU", "spans/s", "peak of the process")]
+
+    def add(what: str, found: dict[str, Any]) -> None:
+        rows.append(
+            (what, f"{found['seconds']:.0f}", f"{found['cpu']:.0f}", f"{spans / found['seconds']:,.0f}", gigabytes(found["peak"]))
+        )  # fmt: skip
+        print(" | ".join(rows[-1]), flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        store, out = f"chdb://{folder}/store", f"{folder}/out"
+        with Engine(store) as engine:
+            until = fill(engine.client(), spans).timestamp()
+        if shards > 1:
+            for shard in range(shards):
+                add(f"shard {shard + 1}/{shards}", run_child("shard", store, out, shard, shards, until))
+            add("merge", run_child("merge", store, out))
+        else:
+            add(f"{spans:,} spans, store to Parquet", run_child("disk", store, out, 1))
+    return table(rows)
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def table(rows: list[Row]) -> str:
+    head, *body = rows
+    lines = [head, tuple("---" for _ in head), *body]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+_NOTES = """
+- **From Arrow in memory**: the tables that the projected queries return (one row a model call, and the skeleton of traces in which calls have
+  parents) to rows of the contract in memory. **Store to Parquet**: `build`, everything included: counts, reading, rows on disk, manifest, rule rewards
+  written back. Each in a process of its own, the faster of two runs.
+- One span in four is a model call, prompts are 550 bytes on average, three calls are an episode; half of them are traces under an agent's span.
+- Agent Lightning: `TracerTraceToTriplet` with its defaults, from its own span objects in memory, which hold the same texts; it makes prompts and answers as
+  they are, without observations, credit or a file. It goes through the children of a span once for each of them, hence the trace that is wide, and calls itself
+  once a level, hence the one that is deep.
+- Memory: texts and tokens are held a part or a bucket at a time, but ids, times and codes of all calls, and the skeleton of their traces, lie in memory together:
+  about 0.6 GB for each million spans like these (3,000,000 spans from the store: a peak of 2.55 GB), in shards too, since the merge holds them. The budget of
+  2 GB at ten million spans is **not reached**: that would take integers in place of the ids, or groups of traces that are closed under everything that
+  joins calls (ids, answers, prompts, tasks), one group at a time. `--large N` measures it on your machine.
+- In CPU seconds one million spans took 8.3 s from memory and 18.1 s from the store (7.3 s of it SQL), measured at a load of 6: two cores that shared this evenly
+  would reach 240 and 110 thousand spans a second. How evenly they do on a quiet machine is what the table says.
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench transform", description=__doc__)
+    parser.add_argument(
+        "--peer", type=Path, help="virtual environment of Agent Lightning; made there if it is not"
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of spans, multiples of 12"
+    )
+    parser.add_argument("--large", type=int, help="spans of a build whose memory is measured")
+    parser.add_argument("--shards", type=int, default=1, help="of the large build")
+    parser.add_argument("--write", type=Path, help="a page to write the tables to")
+    options = parser.parse_args(arguments or [])
+    parts = [("Traces", traces(options.peer)), ("Time by number of spans", rates(options.sizes))]
+    if options.large:
+        parts.append(("Memory", large(options.large, options.shards)))
+    text = "\n".join(f"## {title}\n\n{body}" for title, body in parts)
+    print(f"\n{text}")
+    if options.write:
+        where = f"{os.cpu_count()} cores, Python {platform.python_version()}"
+        head = (
+            "# Spans to transitions: speed and memory\n\n"
+            f"Written by `python -m bench transform --write PAGE`. {where}, load {os.getloadavg()[0]:.1f} at the end.\n\n"
+        )
+        options.write.write_text(f"{head}{text}\n## How\n{_NOTES}")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(child(sys.argv[2:])))
+    else:
+        main(sys.argv[1:])

@@ -15,7 +15,10 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 _numbers = count()
 # pytest --hypothesis-profile nightly
-settings.register_profile("nightly", max_examples=1000)
+settings.register_profile("nightly", max_examples=1000, deadline=None)
+# No test asserts a time, and a busy machine is slow.
+settings.register_profile("usual", deadline=None)
+settings.load_profile("usual")
 
 
 # What takes longest comes first (with `--no-loadscope-reorder`): else a worker begins it when the others have nothing left.

@@ -16,6 +16,9 @@ COMMANDS = {
     "import": "Take OTLP from files, through the receiver's own path.",
     "feedback": "Take judgements from files: CSV, JSON lines, Parquet.",
     "build": "Turn traces into a dataset of transitions.",
+    "dataset": "Show a dataset, what its build lost, how two of them differ.",
+    "explain": "Tell how the row of a span came to be, or why there is none.",
+    "export": "Write a dataset's rows as OpenAI, TRL, verl, ShareGPT or plain episodes.",
     "train": "Train a model on a dataset.",
     "serve": "Serve small models over the OpenAI protocol, with token ids.",
     "evaluate": "Compare two model versions on held-out tasks.",
@@ -30,7 +33,9 @@ COMMANDS = {
 }
 # What else a command needs to be installed; the others run on the base install.
 EXTRAS = {"up": "collector", "import": "collector", "feedback": "collector", "erase": "collector"}
-EXTRAS |= dict.fromkeys(("build", "train", "serve", "evaluate", "report", "show"), "trainer")
+EXTRAS |= dict.fromkeys(
+    ("build", "dataset", "explain", "export", "train", "serve", "evaluate", "report", "show"), "trainer"
+)
 
 
 class LazyGroup(click.Group):

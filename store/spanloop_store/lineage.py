@@ -179,15 +179,20 @@ def _datasets(
     rows = client.query(
         "SELECT id, uri, parent, min(created) FROM datasets GROUP BY id, uri, parent ORDER BY 4, id, uri"
     ).result_rows
-    hits: dict[str, DatasetHit] = {}
-    parents: dict[str, tuple[str, str]] = {}
-    for id, uri, parent, created in rows:
-        parents[id] = (parent, uri)
-        count = _rows_in(client, Path(uri) / PARQUET, subject, traces, reads_files)
+    # By id and folder: the same dataset may have been built in two.
+    hits: dict[tuple[str, str], DatasetHit] = {}
+    clean: set[tuple[str, str]] = set()
+    for id, uri, _, created in rows:
+        count = _rows_in(client, Path(uri), subject, traces, reads_files)
+        kept = _in_pieces(client, Path(uri), traces, reads_files)
         if count:
-            hits[id] = DatasetHit(id, uri, count, f"{count} transitions")
-        elif count is None and id not in hits and (first is None or utc(created) >= first):
-            hits[id] = DatasetHit(
+            hits[id, uri] = DatasetHit(id, uri, count, f"{count} transitions")
+        elif kept:
+            hits[id, uri] = DatasetHit(id, uri, count, "what it was made from (pieces/)")
+        elif count == 0:
+            clean.add((id, uri))
+        elif (first is None or utc(created) >= first) and not any(id == known for known, _ in hits):
+            hits[id, uri] = DatasetHit(
                 id,
                 uri,
                 None,
@@ -196,20 +201,38 @@ def _datasets(
     grown = -1
     while grown != len(hits):
         grown = len(hits)
-        for id, (parent, uri) in parents.items():
-            if parent in hits and id not in hits:
-                hits[id] = DatasetHit(id, uri, None, f"made from dataset {parent[:16]}")
+        known = {id for id, _ in hits}
+        for id, uri, parent, _ in rows:
+            # One that was built again without it is looked into, and not guessed.
+            if parent in known and (id, uri) not in hits and (id, uri) not in clean and id not in known:
+                hits[id, uri] = DatasetHit(id, uri, None, f"made from dataset {parent[:16]}")
     return list(hits.values())
 
 
 def _rows_in(
-    client: Client, path: Path, subject: Subject, traces: Collection[str], reads_files: bool
+    client: Client, folder: Path, subject: Subject, traces: Collection[str], reads_files: bool
 ) -> int | None:
     """Rows of a dataset that are of these traces; None: the file is not here, or nothing here can read it."""
+    path = folder / PARQUET
     if not path.is_file():
         return None
     sessions = [f"{id}@" for id in subject.ids] if subject.kind == "session" else []
     return _by_engine(client, path, sessions, traces) if reads_files else _by_polars(path, sessions, traces)
+
+
+def _in_pieces(client: Client, folder: Path, traces: Collection[str], reads_files: bool) -> bool:
+    """Whether what a build read, and keeps for the next, has one of these traces, or cannot be read.
+
+    Texts of calls that are in no transition are there, too.
+    """
+    kept = [
+        path for name in ("calls", "gateway", "ancestors") for path in folder.glob(f"pieces/*/{name}.parquet")
+    ]
+    return any(
+        count is None or count
+        for path in kept
+        for count in [_by_engine(client, path, [], traces) if reads_files else _by_polars(path, [], traces)]
+    )
 
 
 def _by_engine(client: Client, path: Path, sessions: list[str], traces: Collection[str]) -> int | None:
@@ -244,7 +267,7 @@ def _by_polars(path: Path, sessions: list[str], traces: Collection[str]) -> int 
     except ImportError:
         return None
     try:
-        frame = pl.read_parquet(path, columns=["trace_id", "episode_id"])
+        frame = pl.read_parquet(path, columns=["trace_id", *(["episode_id"] if sessions else [])])
     except (OSError, pl.exceptions.PolarsError):
         return None
     hit = pl.col("trace_id").is_in(list(traces))

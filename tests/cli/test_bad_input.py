@@ -27,7 +27,7 @@ from spanloop_store import connect, read_owner, registry
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "otlp"
 SPANLOOP = [sys.executable, "-m", "spanloop.main"]
 # Our own progress lines; anything else before the message is a traceback, or what some library says beside it.
-PROGRESS = ("reading spans, ", "sft: as asked for", "reinforce: as asked for", "rloo: as asked for")
+PROGRESS = ("window: ", "reading spans", "sft: as asked for", "reinforce: as asked for", "rloo: as asked for")
 Refused = Callable[..., str]
 
 

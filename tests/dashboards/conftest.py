@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from clickhouse_connect.driver.client import Client
 from google.protobuf import json_format
+from tests.helpers.stores import laid
 
 from spanloop_store.engine import Engine
 from spanloop_store.otlp.frames import frame
@@ -86,6 +87,8 @@ def _gateway_span(response_id: str, trace_id: str, linked: str, start: int) -> d
         "spanloop.gateway": "true",
         "spanloop.model.alias": "calculator@candidate",
         "spanloop.model.version": VERSION,
+        "spanloop.prompt.version": "calculator@4",
+        "spanloop.prompt.requested": "calculator@3",
         "spanloop.prompt_token_ids": "[1, 2]",
     }
     attributes = [{"key": key, "value": {"stringValue": value}} for key, value in strings.items()]
@@ -110,7 +113,7 @@ def _gateway_span(response_id: str, trace_id: str, linked: str, start: int) -> d
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     folder = tmp_path_factory.mktemp("dashboards")
-    engine = Engine(f"chdb://{folder / 'store'}")
+    engine = Engine(laid(folder / "store"))
     try:
         yield _fill(engine)
     finally:

@@ -312,6 +312,18 @@ def test_reward_is_by_version_once_and_unscored_is_not_zero(recorded: Recorded) 
     assert {(row["version"], row["mean"]) for row in over_time} == {(VERSION, 1.0), ("unknown", 0.0)}
 
 
+def test_reward_is_by_the_prompt_that_ran(recorded: Recorded) -> None:
+    panel = find("agents", "Reward by model version and prompt version")
+    table = run(recorded, "agents", panel, reward="exact_match")
+    named = {
+        (row["Version"], row["Prompt"], row["In place of"]): (row["Scored"], row["Mean"]) for row in table
+    }
+    assert named == {
+        (VERSION, "calculator@4", "calculator@3"): (1, 1.0),
+        ("unknown", "unknown", ""): (1, 0.0),
+    }
+
+
 def test_each_judgement_of_an_evaluator_counts_once(recorded: Recorded) -> None:
     """A rule that judged an episode again counts by its newest value, an unscored judgement by none."""
     found = {

@@ -176,7 +176,7 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if inner:
             yield from settings(inner[0], f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{field.alias or name}"
 
 
 def _is_model(annotation: object) -> bool:

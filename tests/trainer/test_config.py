@@ -17,7 +17,7 @@ split = "train"
 name = "exact"
 expression = "CAST(TRIM(answer) = expected AS DOUBLE)"
 [credit]
-method = "leave_one_out"
+method = "rloo"
 """
 
 
@@ -30,7 +30,7 @@ def write(folder: Path, text: str, tasks: str = '{"id": "1", "prompt": "p"}\n') 
 
 def test_reads_every_part_and_finds_task_files_beside_it(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, TEXT))
-    assert config.credit.method == "leave_one_out"
+    assert config.credit.method == "rloo"
     assert config.rewards[0].weight == 1.0
     assert config.task_path(config.tasks[0]) == tmp_path / "tasks" / "train.jsonl"
 

@@ -13,8 +13,16 @@ class TransformError(SpanloopError):
     """Spans could not be turned into a dataset; nothing was written."""
 
 
+class JudgeError(SpanloopError):
+    """The judge model cannot be asked; no dataset was written, and what it judged so far is kept."""
+
+
 class DatasetError(SpanloopError):
     """A dataset folder that is missing, unfinished or changed since it was built."""
+
+
+class ExportError(SpanloopError):
+    """A dataset cannot be written in the form that was asked for; no file was written."""
 
 
 class ModelError(SpanloopError):

@@ -123,8 +123,9 @@ def _print_episode(steps: list[dict[str, Any]], dataset_id: str) -> None:
     if not scored:
         click.echo("  unscored")
         return
-    # Of one episode: its reward is the mean over its scored calls, its advantage the same for each of them.
-    advantage = "none" if scored[0]["advantage"] is None else f"{scored[0]['advantage']:.4f}"
+    # Of one episode: its reward is the mean over its scored calls; some methods of credit tell its steps apart.
+    found = sorted({step["advantage"] for step in steps if step["advantage"] is not None})
+    advantage = " to ".join(f"{value:.4f}" for value in found[:1] + found[1:][-1:]) or "none"
     click.echo(f"  reward {fmean(step['reward'] for step in scored):g}   advantage {advantage}")
 
 

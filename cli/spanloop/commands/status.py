@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import click
 
-from spanloop.options import echo_json, example, json_option, store_option
+from spanloop.options import MOMENT, echo_json, example, json_option, progress_printer, store_option
 
 _EXACT_ROWS = 10_000_000  # 8 bytes of the store's memory each
 EVENT_DAYS = 30  # that are looked through for evaluation events without a reward
@@ -40,13 +42,46 @@ _RUNS = """
 """
 
 
-@click.command(epilog=example("spanloop status --store chdb:///~/.spanloop"))
+@click.command(
+    epilog=example("""
+        spanloop status --store chdb:///~/.spanloop
+        spanloop status --by resource --since 7d
+    """)
+)
+@click.option(
+    "--by",
+    type=click.Choice(["resource"]),
+    help="Episodes, reward and tokens by model version and prompt version instead.",
+)
+@click.option("--since", type=MOMENT, help="With --by: first span start, ISO 8601 or an age. Default: 24h.")
+@click.option("--until", type=MOMENT, help="With --by: end of the window, exclusive. Default: now.")
+@click.option("--service", "services", multiple=True, help="With --by: only this service.name; repeatable.")
+@click.option("--agent", "agents", multiple=True, help="With --by: only this agent; repeatable.")
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --by: weights of rewards. Default: ./spanloop.toml if it is there.",
+)
 @store_option
 @json_option
-def command(store: str, as_json: bool) -> None:
+def command(
+    by: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    services: tuple[str, ...],
+    agents: tuple[str, ...],
+    config: Path | None,
+    store: str,
+    as_json: bool,
+) -> None:
     """Show store, schema, spans, models, prompts, aliases, and the last promotions, datasets, runs and evaluations."""
+    if by is None and (since or until or services or agents or config):
+        raise click.UsageError("--since, --until, --service, --agent and --config go with --by resource")
     from spanloop_store import StoreUrl, connect
 
+    if by is not None:
+        _by_resource(store, since, until, services, agents, config, as_json)
+        return
     client = connect(store, make=False)
     try:
         status = {"store": StoreUrl.parse(store).redacted(), **_status(client), **_collector(store)}
@@ -56,6 +91,60 @@ def command(store: str, as_json: bool) -> None:
         echo_json(status)
     else:
         _print(status)
+
+
+def _by_resource(
+    store: str,
+    since: datetime | None,
+    until: datetime | None,
+    services: tuple[str, ...],
+    agents: tuple[str, ...],
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from spanloop_store import StoreUrl, connect, flush
+    from spanloop_trainer.config import load_config
+    from spanloop_trainer.transform.read import Window
+    from spanloop_trainer.transform.resources import by_resource
+
+    if config is None and Path("spanloop.toml").is_file():
+        config = Path("spanloop.toml")
+    settings = load_config(config)
+    until = until or datetime.now(UTC)
+    window = Window(since or until - timedelta(days=1), until, tuple(sorted(services)))
+    flush(store)
+    client = connect(store, make=False)
+    try:
+        found = by_resource(client, window, settings, agents=agents, progress=progress_printer(not as_json))
+    finally:
+        client.close()
+    if as_json:
+        start, end = (moment.isoformat() if moment else None for moment in (window.since, window.until))
+        rows = [asdict(one) for one in found]
+        echo_json(
+            {"store": StoreUrl.parse(store).redacted(), "since": start, "until": end, "resources": rows}
+        )
+        return
+    click.echo(f"{window}")
+    if not found:
+        click.echo("no model call in this window: widen it with --since")
+        return
+    names = [(one.model or "unknown", one.prompt or "none") for one in found]
+    width = [max(map(len, column)) for column in zip(("model", "prompt"), *names, strict=True)]
+    click.echo(
+        f"{'model':<{width[0]}}  {'prompt':<{width[1]}}  episodes  scored  mean reward  {'95 % interval':<18}"
+        f"  {'calls':>7}  failed  {'tokens in':>11}  {'tokens out':>11}"
+    )
+    for (model, prompt), one in zip(names, found, strict=True):
+        mean = "none" if one.mean is None else f"{one.mean:.3f}"
+        between = "" if one.low is None else f"[{one.low:+.3f}, {one.high:+.3f}]"
+        click.echo(
+            f"{model:<{width[0]}}  {prompt:<{width[1]}}  {one.episodes:>8,}"
+            f"  {one.scored:>6,}  {mean:>11}  {between:<18}  {one.calls:>7,}  {one.failed:>6,}"
+            f"  {one.input_tokens:>11,}  {one.output_tokens:>11,}"
+        )
 
 
 def _rows(client: Any, sql: str) -> list[dict[str, Any]]:

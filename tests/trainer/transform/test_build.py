@@ -86,6 +86,9 @@ def test_the_prompt_that_ran_is_named_by_the_gateways_stamp(build_rows: Build) -
     by_span = dict(frame.select("span_id", "resources").unique("span_id").iter_rows())
     assert by_span[rows[0]["SpanId"]] == ["prompt:p@2", "requested:p@1"]
     assert by_span[rows[1]["SpanId"]] == ["prompt:p@1"]
+    # `state` is what the agent's own span says, and only the first call ran with something else.
+    flags = dict(frame.select("span_id", "flags").iter_rows())
+    assert [flags[row["SpanId"]] for row in rows] == [["prompt_replaced"], [], []]
     (hashed,) = by_span[rows[2]["SpanId"]]
     assert hashed.startswith("prompt:")
     assert "@" not in hashed
@@ -222,7 +225,7 @@ def test_group_credit_reaches_every_step_once_an_episode(build_rows: Build, tmp_
         *episode(agent, "p", "no", at=10),
         *episode(agent, "p", "no", at=20),
     ]
-    _, frame = build_rows(rows, configured(tmp_path, EXACT, method="leave_one_out"))
+    _, frame = build_rows(rows, configured(tmp_path, EXACT, method="rloo"))
     assert frame.sort("start")["advantage"].to_list() == [1.0, 1.0, -0.5, -0.5, -0.5, -0.5]
 
 

@@ -104,3 +104,22 @@ def test_show_names_what_there_is(store: str, tmp_path: Path) -> None:
     assert missing.exception is not None
     assert "no episode begins with 'zzz'" in str(missing.exception)
     assert run.invoke(cli, ["show", "--first", "--dataset", out]).exit_code == 0
+
+
+def test_shards_then_merge_then_a_dataset_on_top(store: str, tmp_path: Path) -> None:
+    def built(name: str, *options: str) -> dict[str, object]:
+        arguments = ["build", "--out", str(tmp_path / name), "--store", store, "--json", *options]
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 0, done.output
+        return dict(json.loads(done.stdout))
+
+    until = ("--until", "2040-01-01")
+    shards = [built("merged", *until, "--shard", f"{number}/2") for number in (1, 2)]
+    assert sum(int(str(shard["spans"])) for shard in shards) == 10
+    merged = built("merged", "--merge")
+    whole = built("whole", *until)
+    assert merged == {**whole, "dataset": merged["dataset"]}
+    again = built("again", *until, "--parent", str(tmp_path / "merged"))
+    assert (again["id"], again["parent"]) == (merged["id"], merged["id"])
+    assert (tmp_path / "again" / "pieces").is_dir()
+    assert not (tmp_path / "merged" / "pieces").exists()

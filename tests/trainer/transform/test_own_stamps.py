@@ -2,61 +2,38 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import polars as pl
 import pytest
 
 from spanloop_trainer.transform.calls import distinct_calls
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.pieces import set_apart
+from spanloop_trainer.transform.pieces import canonical
+from spanloop_trainer.transform.tree import read_tree
+
+from .trees import Recorder, said, user
 
 Span = tuple[str | None, list[int], str]  # version, completion tokens, answer
+Kept = tuple[str | None, list[int]]
 
 
-def kept(*spans: Span) -> tuple[str | None, list[int]]:
-    """Version and tokens of the call that is left of spans with one response id, an hour after another."""
-    rows = [
-        {
-            "start": datetime(2026, 1, 1, hour),
-            "trace_id": f"t{hour}",
-            "span_id": f"s{hour}",
-            "parent_span_id": "",
-            "response_id": "chatcmpl-123",
-            "has_content": True,
-            "answers": [answer] if answer else [],
-            "own_served_version": version,
-            "own_prompt_ids": [1] if tokens else [],
-            "own_completion_ids": [tokens] if tokens else [],
-            "own_logprobs": [[-0.5] * len(tokens)] if tokens else [],
-        }
-        for hour, (version, tokens, answer) in enumerate(spans)
-    ]
-    calls = pl.DataFrame(
-        rows,
-        schema_overrides={
-            "own_served_version": pl.String,
-            "answers": pl.List(pl.String),
-            "own_prompt_ids": pl.List(pl.Int32),
-            "own_completion_ids": pl.List(pl.List(pl.Int32)),
-            "own_logprobs": pl.List(pl.List(pl.Float64)),
-        },
-    )
-    slim, lists = set_apart(calls, "own_")
-    (row,) = distinct_calls(slim, Funnel()).to_dicts()
-    found = lists.filter(pl.col("tokens").eq_missing(pl.lit(row["own_tokens"]))).to_dicts()
-    if not found:
-        return row["own_served_version"], []
-    ((tokens,),) = [one["completion_ids"] for one in found]
-    assert found == [
-        {
-            "tokens": row["own_tokens"],
-            "prompt_ids": [1],
-            "completion_ids": [tokens],
-            "logprobs": [[-0.5] * len(tokens)],
-        }
-    ]
-    return row["own_served_version"], tokens
+def kept(*spans: Span) -> list[Kept]:
+    """Version and tokens of the calls that are left of spans with one response id, a tenth of a second after another."""
+    recorder = Recorder()
+    for number, (version, tokens, answer) in enumerate(spans):
+        recorder.call(
+            f"t{number}", [user("p")], *([said(answer)] if answer else []), at=number / 10, response_id="chatcmpl-123",
+            own_served_version=version, own_prompt_ids=[1] if tokens else [],
+            own_completion_ids=[tokens] if tokens else [], own_logprobs=[[-0.5] * len(tokens)] if tokens else [],
+        )  # fmt: skip
+    piece = canonical(recorder.spans())
+    left = []
+    for row in distinct_calls(*read_tree(piece.slim.calls, piece.slim.ancestors), Funnel()).to_dicts():
+        found = piece.tokens.filter(pl.col("tokens").eq_missing(pl.lit(row["own_tokens"]))).to_dicts()
+        tokens = found[0]["completion_ids"][0] if found else []
+        if found:
+            assert (found[0]["prompt_ids"], found[0]["logprobs"]) == ([1], [[-0.5] * len(tokens)])
+        left.append((row["own_served_version"], tokens))
+    return left
 
 
 @pytest.mark.parametrize(
@@ -71,20 +48,18 @@ def kept(*spans: Span) -> tuple[str | None, list[int]]:
     ids=["one span", "on the wrapper", "on the first", "on both in part", "on both"],
 )
 def test_twins_share(spans: tuple[Span, ...]) -> None:
-    assert kept(*spans) == ("m@1", [7, 8])
+    assert kept(*spans) == [("m@1", [7, 8])]
 
 
 @pytest.mark.parametrize(
-    ("spans", "expected"),
+    "spans",
     [
-        ((("m@1", [], "a"), ("m@2", [7, 8], "b")), ("m@1", [])),
-        (((None, [5], "a"), ("m@2", [7, 8], "b")), (None, [5])),
-        ((("m@1", [5], "a"), ("m@1", [7, 8], "b")), ("m@1", [5])),
+        (("m@1", [], "a"), ("m@2", [7, 8], "b")),
+        ((None, [5], "a"), ("m@2", [7, 8], "b")),
+        (("m@1", [5], "a"), ("m@1", [7, 8], "b")),
     ],
     ids=["versions", "tokens", "tokens of one version"],
 )
-def test_an_id_that_a_server_gave_twice_mixes_nothing(
-    spans: tuple[Span, ...], expected: tuple[str | None, list[int]]
-) -> None:
+def test_an_id_that_a_server_gave_twice_mixes_nothing(spans: tuple[Span, ...]) -> None:
     """Ollama numbers its answers with three digits."""
-    assert kept(*spans) == expected
+    assert kept(*spans) == [(version, tokens) for version, tokens, _ in spans]

@@ -119,7 +119,8 @@ def test_failures_are_rows_and_never_actions(build_rows: Build) -> None:
     )
 
 
-def test_other_conventions_are_counted_and_not_guessed(build_rows: Build) -> None:
-    manifest, frame = build_rows(recorded("a_sync_basic", "legacy_a_sync", "oi_a_sync"))
-    assert set(frame["agent"]) == {"agent-a_sync_basic"}
-    assert manifest.counts["lost"]["model call of a flavour that is not read"] >= 2
+def test_conventions_stand_side_by_side(build_rows: Build) -> None:
+    names = ("a_sync_basic", "legacy_a_sync", "oi_a_sync")
+    manifest, frame = build_rows(recorded(*names))
+    assert set(frame["agent"]) == {f"agent-{name}" for name in names}
+    assert manifest.counts["usable"] == 2 + 4 + 4

@@ -29,6 +29,7 @@ class Call:
         answer: None: not known, or there was none.
         status: HTTP.
         aborted: the client hung up, or the server did.
+        offered: names of the tools in the request; None: not known.
     """
 
     scenario: str
@@ -38,18 +39,19 @@ class Call:
     answer: Said | None
     status: int
     aborted: bool
+    offered: tuple[str, ...] | None = None
 
 
 def said(message: Json) -> Said:
     """A message in OpenAI chat form."""
     calls = [
-        (call["function"]["name"], _arguments(call["function"]["arguments"]))
+        (call["function"]["name"], arguments(call["function"]["arguments"]))
         for call in message.get("tool_calls") or []
     ]
     return message["role"], _text(message.get("content")), tuple(calls)
 
 
-def _arguments(value: Any) -> str:
+def arguments(value: Any) -> str:
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -73,11 +75,15 @@ def _anthropic(message: Json) -> list[Said]:
         return [(message["role"], content, ())]
     results = [("tool", _text(part["content"]), ()) for part in content if part["type"] == "tool_result"]
     text = "".join(part["text"] for part in content if part["type"] == "text")
-    calls = tuple((part["name"], _arguments(part["input"])) for part in content if part["type"] == "tool_use")
+    calls = tuple((part["name"], arguments(part["input"])) for part in content if part["type"] == "tool_use")
     return [*results, *([(message["role"], text, calls)] if text or calls else [])]
 
 
-def _of_anthropic(body: Json) -> list[Said]:
+def _offered(body: Json) -> tuple[str, ...]:
+    return tuple(tool.get("function", tool)["name"] for tool in body.get("tools") or [])
+
+
+def of_anthropic(body: Json) -> list[Said]:
     system = [("system", _text(body["system"]), ())] if body.get("system") else []
     return [*system, *(one for message in body["messages"] for one in _anthropic(message))]
 
@@ -90,7 +96,12 @@ def calls(scenario: str) -> tuple[Call, ...]:
         request = json.loads(line)
         if request["scenario"] == scenario:
             messages = tuple(map(said, request["body"]["messages"]))
-            found.append(Call(scenario, request["span_id"], "", messages, None, 200, aborted=False))
+            found.append(
+                Call(
+                    scenario, request["span_id"], "", messages, None, 200,
+                    aborted=False, offered=_offered(request["body"]),
+                )
+            )  # fmt: skip
     for line in (FIXTURES / "frameworks" / "calls.jsonl").read_text().splitlines():
         call = json.loads(line)
         if call["scenario"] != scenario:
@@ -105,10 +116,34 @@ def calls(scenario: str) -> tuple[Call, ...]:
                 scenario,
                 (call.get("traceparent") or "--").split("-")[2],
                 call.get("response_id") or "",
-                tuple(_of_anthropic(body) if anthropic else map(said, body["messages"])),
+                tuple(of_anthropic(body) if anthropic else map(said, body["messages"])),
                 answer if message is not None else None,
                 call["status"],
                 bool(call.get("aborted")),
+                _offered(body),
             )
         )
+    return tuple(found) or _sent_by_client(scenario)
+
+
+def _sent_by_client(scenario: str) -> tuple[Call, ...]:
+    """Where the server kept nothing: OpenInference's record of the client's request and response, which no flavour reads that has
+    numbered attributes instead.
+    """
+    found = []
+    for resources in json.loads((FIXTURES / "otlp" / f"{scenario}.json").read_text())["resourceSpans"]:
+        for span in (span for scope in resources["scopeSpans"] for span in scope["spans"]):
+            values = {
+                attribute["key"]: attribute["value"].get("stringValue", "")
+                for attribute in span["attributes"]
+            }
+            if values.get("openinference.span.kind") != "LLM":
+                continue
+            body, response = (json.loads(values.get(f"{side}.value", "{}")) for side in ("input", "output"))
+            if isinstance(body["messages"][0], dict):
+                messages = tuple(map(said, body["messages"]))
+                answer = said(response["choices"][0]["message"])
+                found.append(
+                    Call(scenario, span["spanId"], response["id"], messages, answer, 200, aborted=False)
+                )
     return tuple(found)

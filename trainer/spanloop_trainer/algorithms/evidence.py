@@ -10,7 +10,7 @@ import polars as pl
 
 from spanloop_trainer.errors import TrainError
 from spanloop_trainer.settings import POLICY_GRADIENT, ResolvedSettings
-from spanloop_trainer.transform.credit import advantages
+from spanloop_trainer.transform.credit import among_rollouts, episode_returns
 
 _HAS_TOKENS = (
     pl.col("prompt_ids").is_not_null()
@@ -58,11 +58,9 @@ class Evidence:
                 "widen the window of spanloop build, or check its funnel for what became of the spans",
             )
         groups = (
-            usable.filter(_HAS_TOKENS & pl.col("reward").is_not_null())
-            .group_by("task_id", "episode_id")
-            .agg(pl.col("reward").max())
-            .group_by("task_id")
-            .agg(pl.col("reward").n_unique().alias("levels"))
+            episode_returns(usable.filter(_HAS_TOKENS))
+            .group_by("group")
+            .agg(pl.col("score").n_unique().alias("levels"))
         )
         return cls(
             dataset=dataset,
@@ -185,7 +183,7 @@ def _policy_gradient_rows(usable: pl.DataFrame, algorithm: str, evidence: Eviden
     _check_aligned(rows, evidence)
     _check_temperature(rows, evidence)
     if algorithm != "reinforce":  # which takes the credit that the dataset was built with
-        rows = advantages(rows, "leave_one_out" if algorithm == "rloo" else "group_relative")
+        rows = among_rollouts(rows, "rloo" if algorithm == "rloo" else "grpo")
     rows = rows.filter(pl.col("advantage").is_not_null()).with_columns(
         advantage=pl.col("advantage") * pl.col("weight").fill_null(1.0)
     )

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import polars as pl
 
+from spanloop_trainer.transform.flavours import Flag
 from spanloop_trainer.transform.schema import REWARD_PART
 
 
 def with_policy(calls: pl.DataFrame) -> pl.DataFrame:
-    """Add `policy`, `policy_version` and `resources`: the gateway's stamp, else the names that the span has."""
+    """Add `policy`, `policy_version` and `resources`: the gateway's stamp, else the names that the span has.
+
+    The gateway records no text, and the prompt that it sent may have had values of the call in its places: `state` keeps the
+    agent's own text, and a flag says that another one ran.
+    """
     prompt = pl.coalesce(pl.lit("prompt:") + pl.col("prompt_version"), "prompt_hash")
     requested = pl.lit("requested:") + pl.col("prompt_requested")
     named = pl.coalesce("response_model", pl.col("request_model").replace("", None))
@@ -16,34 +21,10 @@ def with_policy(calls: pl.DataFrame) -> pl.DataFrame:
         pl.coalesce("served_version", named).alias("policy_version"),
         pl.coalesce(pl.col("served_version").str.split("@").list.first(), named).alias("policy"),
         pl.concat_list(prompt, requested).list.drop_nulls().alias("resources"),
-    )
-
-
-def episode_facts(calls: pl.DataFrame) -> pl.DataFrame:
-    """One row an episode, with what rules need; `answer` is the last call's text, if it had one.
-
-    Args:
-        calls: of whole episodes, with `texts`.
-    """
-    taken = pl.col("taken")
-    answer = pl.col("answers").list.get(taken, null_on_oob=True).struct
-    calls = calls.with_columns(
-        pl.col("texts").list.get(taken, null_on_oob=True).alias("text"),
-        answer.field("tool_calls").alias("tool_calls"),
-        answer.field("finish").alias("finish"),
-    )
-    end = pl.col("start").dt.epoch("ns") + pl.col("duration_ns").cast(pl.Int64)
-    return calls.group_by("episode_id", maintain_order=True).agg(
-        pl.col("agent").first(),
-        pl.col("service").first(),
-        pl.col("policy_version").last(),
-        pl.when(pl.col("status").last() == "ok").then(pl.col("text").last()).alias("answer"),
-        pl.col("finish").last().alias("finish_reason"),
-        pl.col("status").last(),
-        pl.len().cast(pl.Int64).alias("steps"),
-        (pl.col("status") != "ok").sum().cast(pl.Int64).alias("errors"),
-        pl.col("tool_calls").fill_null(0).sum().cast(pl.Int64).alias("tool_calls"),
-        ((end.max() - pl.col("start").dt.epoch("ns").min()) / 1e9).alias("duration_s"),
+        pl.when(pl.col("prompt_requested").is_not_null())
+        .then(pl.col("flags") | pl.lit(Flag.PROMPT_REPLACED, pl.UInt16))
+        .otherwise("flags")
+        .alias("flags"),
     )
 
 
@@ -57,8 +38,8 @@ def answer_rows(calls: pl.DataFrame, of_episodes: pl.DataFrame, of_calls: pl.Dat
         of_episodes, of_calls: `reward` by `episode_id` and by `row`.
     """
     rows = (
-        calls.select(
-            "row", "episode_id", "step", "task_id", "split", "agent", "status", "start", "taken", "last", "policy_version",
+        calls.filter("selected").select(
+            "row", "episode_id", "step", "task_id", "split", "agent", "status", "start", "taken", "ends", "policy_version",
             pl.col("prompt_code").alias("state_code"),
             pl.col("answers").list.eval(pl.element().struct.field("choice")).alias("choice"),
             pl.int_ranges(0, pl.col("answers").list.len(), dtype=pl.Int32).alias("place"),
@@ -67,23 +48,21 @@ def answer_rows(calls: pl.DataFrame, of_episodes: pl.DataFrame, of_calls: pl.Dat
         .with_columns(pl.col("choice", "place").fill_null(0))
     )  # fmt: skip
     taken = pl.col("choice") == pl.col("taken")
-    both = pl.col("reward").is_null() & pl.col("reward_call").is_null()
+    parts = ("reward_episode", "reward_call")
     return (
-        rows.join(of_episodes.select("episode_id", "reward"), on="episode_id", how="left", maintain_order="left")
+        rows.join(of_episodes.select("episode_id", pl.col("reward").alias("reward_episode")), on="episode_id", how="left", maintain_order="left")
         .join(of_calls.select("row", pl.col("reward").alias("reward_call")), on="row", how="left", maintain_order="left")
+        .with_columns(taken.alias("taken"), *(pl.when(taken).then(name).alias(name) for name in parts))
         .with_columns(
-            pl.when(taken & ~both)
-            .then(pl.col("reward").fill_null(0.0) + pl.col("reward_call").fill_null(0.0))
+            pl.when(pl.any_horizontal(pl.col(parts).is_not_null()))
+            .then(pl.sum_horizontal(pl.col(parts).fill_null(0.0)))
             .alias("reward"),
-            taken.alias("taken"),
-        )
-        .with_columns(
-            (~pl.col("taken") | pl.col("last")).alias("done"),
-            pl.col("reward").alias("return_"),
+            (~pl.col("taken") | pl.col("ends")).alias("done"),
+            pl.lit(None, pl.Float64).alias("return_"),
             pl.lit(None, pl.Float64).alias("advantage"),
             pl.lit(1.0).alias("weight"),
         )
-        .drop("reward_call", "last")
+        .drop("ends")
     )  # fmt: skip
 
 
@@ -103,6 +82,7 @@ def assemble(
     calls = calls.drop(own, strict=False).join(shown, on="next_row", how="left", maintain_order="left")
     calls = calls.with_columns(pl.col("answers").list.len().cast(pl.Int32).alias("n"))
     rows = rows.join(calls, on="row", how="left", maintain_order="left")
+    rows = rows.join(_flag_names(rows["flags"]), on="flags", how="left", maintain_order="left")
     parts = _parts(rows, of_episodes, of_calls)
     ok, taken, choice = pl.col("status") == "ok", pl.col("taken"), pl.col("choice")
     valid = pl.col("status") != "invalid"
@@ -113,7 +93,7 @@ def assemble(
         pl.col(name).list.get(choice, null_on_oob=True) for name in ("completion_ids", "logprobs")
     )
     return rows.select(
-        "episode_id", "step", "choice", pl.lit(None, pl.String).alias("parent_episode_id"), "task_id", "agent",
+        "episode_id", "step", "choice", "parent_episode_id", "task_id", "agent",
         "trace_id", "span_id", "response_id", "start",
         pl.when(valid).then("[" + pl.col("messages").list.join(",") + "]").alias("state"),
         pl.when(valid).then("tools_json").alias("tools"),
@@ -122,7 +102,7 @@ def assemble(
         .then("[" + pl.col("next_messages").list.slice(pl.col("seen")).list.join(",") + "]").alias("observation"),
         pl.when(taken).then("next_span_id").alias("next_span_id"),
         "done",
-        "status", "error_type",
+        "status", "error_type", "failure",
         pl.coalesce(finish, pl.col("finish_reasons").list.get(choice, null_on_oob=True)).alias("finish_reason"),
         "reward", "return_", "advantage",
         parts.alias("reward_parts"),
@@ -138,8 +118,16 @@ def assemble(
         pl.when(pl.col("prompt_ids").list.len() > 0).then("prompt_ids").alias("prompt_ids"),
         pl.when(ok & (completion.list.len() > 0)).then(completion).alias("completion_ids"),
         pl.when(ok & (logprobs.list.len() > 0)).then(logprobs).alias("logprobs"),
+        pl.col("flag_names").alias("flags"),
         "weight", "split",
     )  # fmt: skip
+
+
+def _flag_names(flags: pl.Series) -> pl.DataFrame:
+    """`flags` as they occur, and their names."""
+    distinct = flags.unique().sort()
+    names = [Flag(number).names() for number in distinct.to_list()]
+    return pl.DataFrame({"flags": distinct, "flag_names": pl.Series(names, dtype=pl.List(pl.String))})
 
 
 def _parts(rows: pl.DataFrame, of_episodes: pl.DataFrame, of_calls: pl.DataFrame) -> pl.Series:

@@ -13,11 +13,14 @@ import polars as pl
 from spanloop_store import audit, registry
 from spanloop_trainer.config import Config
 from spanloop_trainer.errors import TransformError
-from spanloop_trainer.transform.dataset import Manifest, write_dataset
+from spanloop_trainer.transform.credit import read_values
+from spanloop_trainer.transform.dataset import Manifest, read_manifest, write_dataset
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.pipeline import Transitions, transform
-from spanloop_trainer.transform.read import Window, read_rewards, read_spans, span_range
-from spanloop_trainer.transform.rewards import write_rule_rewards
+from spanloop_trainer.transform.gather import Memory, gathered
+from spanloop_trainer.transform.parts import Part, finished_parts, read_shard, whole_window
+from spanloop_trainer.transform.pipeline import Transitions, transform_pieces
+from spanloop_trainer.transform.read import Window, read_rewards, span_range
+from spanloop_trainer.transform.rewards import scorer_of, watermark_of, write_computed
 from spanloop_trainer.transform.tasks import read_tasks
 
 Progress = Callable[[str], None]
@@ -36,6 +39,9 @@ def build(
     until: datetime | None = None,
     services: Sequence[str] | None = None,
     agents: Sequence[str] | None = None,
+    parent: Path | None = None,
+    merge: bool = False,
+    memory: Memory = Memory(),  # noqa: B008  # it cannot be changed
     progress: Progress = _silent,
 ) -> Manifest:
     """Turn the spans of a window into a dataset, record it, and write rule rewards to the store.
@@ -44,57 +50,107 @@ def build(
         client: what `spanloop_store.connect` returns; call `spanloop_store.flush` before, for what was only acknowledged.
         since, until: half-open interval of span starts (naive: UTC).
         services, agents: keep only these; None or empty: all.
+        parent: folder of an earlier dataset: what it read of the window is not read again, unless the store's rows changed since.
+            Such a dataset keeps what it read (`pieces/`), for the next.
+        merge: the window is that of the shards which `build_shard` left in `out`; `since`, `until`, `services` are theirs.
+        memory: how much is read, or put together, at a time.
         progress: receives one line a stage.
 
     Raises:
-        TransformError: no model call in the window, or a reward expression that is wrong.
-        ConfigError: a task file is missing or malformed.
+        TransformError: no model call in the window, a reward expression that is wrong, or a shard that is missing.
+        JudgeError: the judge model cannot be asked.
+        DatasetError: `parent` is no finished dataset.
+        ConfigError: a task file is missing or malformed, or a verifier is not known.
         AuditError: the audit trail cannot be written; nor was the dataset.
+        StoreUnavailable: the store did not answer.
     """
     tasks = read_tasks(config)
     config_hash = config.content_hash()
+    parent_id = read_manifest(parent).id if parent is not None else ""
     window = Window(since, until, tuple(sorted(services or ())))
-    progress(f"reading spans, {window}")
-    spans = read_spans(client, window)
+    if merge:
+        window = whole_window(finished_parts(out))
+    progress(f"window: {window}")
     funnel = Funnel()
-    transitions = transform(
-        spans, read_rewards(client), tasks, config, agents=tuple(agents or ()), funnel=funnel
-    )
-    rows = transitions.settled.rows
-    if rows.is_empty():
-        raise _nothing(client, window, agents, funnel)
-    progress(f"writing {rows.height} transitions to {out}")
-    audit.record(client, "build", str(out.resolve()), {"window": str(window), "transitions": rows.height})
-    splits = dict(sorted(rows.group_by("split").agg(pl.col("episode_id").n_unique()).iter_rows()))
-    counts: dict[str, Any] = {}
-    manifest = write_dataset(
-        out,
-        _with_counts(transitions, counts),
-        query={
-            "since": since.isoformat() if since else None,
-            "until": until.isoformat() if until else None,
-            "services": list(window.services),
-            "agents": sorted(agents or ()),
-        },
-        config_hash=config_hash,
-        credit=config.credit.method,
-        counts=counts,
-        splits=splits,
-        decoders=_decoders(client),
-    )
-    write_rule_rewards(client, transitions.judged.parts, transitions.last_calls(), config)
-    registry.record_dataset(
-        client,
-        registry.Dataset(
-            id=manifest.id,
-            uri=str(out.resolve()),
-            parent=manifest.parent,
-            episodes=manifest.counts["episodes"],
-            transitions=manifest.counts["transitions"],
-            manifest=asdict(manifest),
-        ),
-    )
-    return manifest
+    # Before anything is read: what is wrong with the configuration shows at once.
+    scorer, watermark = scorer_of(client, tasks, config, progress), watermark_of(config.watermark)
+    read_values(config.values_path())
+    with gathered(client, window, out, parent=parent, merge=merge, memory=memory, progress=progress) as (
+        slim,
+        texts,
+    ):
+        transitions = transform_pieces(
+            slim, texts, read_rewards(client), tasks, config, agents=tuple(agents or ()), scorer=scorer,
+            watermark=watermark, funnel=funnel,
+        )  # fmt: skip
+        rows = transitions.settled.rows
+        if rows.is_empty():
+            raise _nothing(client, window, agents, funnel)
+        progress(f"writing {rows.height} transitions to {out}")
+        audit.record(client, "build", str(out.resolve()), {"window": str(window), "transitions": rows.height})
+        splits = dict(sorted(rows.group_by("split").agg(pl.col("episode_id").n_unique()).iter_rows()))
+        counts: dict[str, Any] = {}
+        manifest = write_dataset(
+            out,
+            _with_counts(transitions, counts),
+            query={
+                "since": window.since.isoformat() if window.since else None,
+                "until": window.until.isoformat() if window.until else None,
+                "services": list(window.services),
+                "agents": sorted(agents or ()),
+                # What ended later was waited for.
+                **({"watermark": watermark.isoformat()} if watermark else {}),
+            },
+            config_hash=config_hash,
+            credit=str(config.credit),
+            counts=counts,
+            splits=splits,
+            decoders=_decoders(client),
+            parent=parent_id,
+            lost=funnel.lost_rows(),
+        )
+        scores = transitions.judged.scores
+        write_computed(client, scores.of_episodes, scores.of_calls, transitions.calls, config)
+        registry.record_dataset(
+            client,
+            registry.Dataset(
+                id=manifest.id,
+                uri=str(out.resolve()),
+                parent=manifest.parent,
+                episodes=manifest.counts["episodes"],
+                transitions=manifest.counts["transitions"],
+                manifest=asdict(manifest),
+            ),
+        )
+        return manifest
+
+
+def build_shard(
+    client: Any,
+    out: Path,
+    shard: int,
+    shards: int,
+    *,
+    since: datetime | None = None,
+    until: datetime,
+    services: Sequence[str] | None = None,
+    parent: Path | None = None,
+    progress: Progress = _silent,
+) -> list[Part]:
+    """Read one shard of a window into `out`, for `build(…, merge=True)` once all of them lie there.
+
+    Args:
+        shard, shards: traces whose `cityHash64(TraceId)` modulo `shards` is `shard`.
+        since, until, services, parent: as of `build`; the same for every shard.
+
+    Raises:
+        AuditError: the audit trail cannot be written; nothing was read.
+        StoreUnavailable: the store did not answer.
+    """
+    window = Window(since, until, tuple(sorted(services or ())), shard, shards)
+    details = {"window": str(window), "shard": f"{shard + 1}/{shards}"}
+    audit.record(client, "build", str(out.resolve()), details)
+    return read_shard(client, window, out, parent=parent, progress=progress)
 
 
 def _with_counts(transitions: Transitions, counts: dict[str, Any]) -> Iterator[pl.DataFrame]:
@@ -112,6 +168,11 @@ def _nothing(client: Any, window: Window, agents: Sequence[str] | None, funnel: 
             "start `spanloop up`, run an agent with the variables that it prints, then build again",
         )
     lost = "; ".join(f"{number} × {reason}" for reason, number in funnel.lost.items())
+    if funnel.counts.get("calls"):
+        return TransformError(
+            f"no transition is left of {funnel.counts['calls']} calls in {where}: {lost}",
+            "loosen [filters] in spanloop.toml, or widen the window; nothing was written",
+        )
     return TransformError(
         f"no model call in {where}; the store's {stored} spans are from {first} to {last} UTC"
         + (f"; in this window: {lost}" if lost else ""),

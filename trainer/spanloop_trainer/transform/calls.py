@@ -2,62 +2,36 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import polars as pl
 
+from spanloop_trainer.transform.flavours import Flag
 from spanloop_trainer.transform.funnel import Funnel
+from spanloop_trainer.transform.tree import Tree
+from spanloop_trainer.transform.twins import without_twins
 
 _STAMP = (
     "served_version", "prompt_version", "prompt_requested", "tokens", "tokens_code", "gateway_seed",
     "gateway_temperature", "gateway_top_p", "gateway_max_tokens",
 )  # fmt: skip
 _TOKENS = ("tokens", "tokens_code")
+# Clocks of the agent's machine and the gateway's differ by less than this.
+_SKEW = timedelta(seconds=5)
 
 
-def distinct_calls(calls: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
-    """Drop calls without content and all but one of the spans that report one answer; number the rest (`row`).
+def distinct_calls(calls: pl.DataFrame, tree: Tree, funnel: Funnel) -> pl.DataFrame:
+    """One row a call that has content, numbered (`row`); spans that report a call again are counted and gone (see `twins`).
 
-    The twin with an answer wins, then the earliest: an outer wrapper's span often lacks the messages. What the exporter
-    recorded on either of them is kept.
     The order of rows is canonical, so that nothing later depends on the order of the store.
     """
-    with_content = calls.filter(pl.col("has_content"))
-    funnel.lose("model call without recorded content", calls.height - with_content.height)
-    ordered = with_content.sort(
-        pl.col("answers").list.len() == 0, "start", "trace_id", "span_id"
-    )  # False sorts first: calls with an answer
-    has_id = _share_own_stamps(ordered.filter(pl.col("response_id").is_not_null()))
-    single = has_id.unique("response_id", keep="first", maintain_order=True)
-    funnel.lose("twin: another span reports the same response id", has_id.height - single.height)
-    kept = pl.concat([single, ordered.filter(pl.col("response_id").is_null())])
-    return kept.sort("start", "trace_id", "span_id").with_row_index("row")
-
-
-def _share_own_stamps(calls: pl.DataFrame) -> pl.DataFrame:
-    """Give every twin what the exporter wrote on one of them.
-
-    Some servers number their answers anew every thousand: an id with two versions, or two lists of tokens, is of two calls,
-    and each keeps what is its own.
-    """
-    names = ["own_served_version", *(f"own_{name}" for name in _TOKENS)]
-    own = calls.filter(_has_tokens("own_") | pl.col("own_served_version").is_not_null())
-    if own.is_empty():
-        return calls
-    known = (
-        own.sort(_has_tokens("own_"), descending=True, maintain_order=True)
-        .group_by("response_id", maintain_order=True)
-        .agg(
-            pl.col("own_served_version").drop_nulls().first(),
-            *(pl.col(f"own_{name}").first() for name in _TOKENS),
-            pl.col("own_served_version").drop_nulls().n_unique().alias("versions"),
-            pl.col("own_tokens_code").drop_nulls().n_unique().alias("answers"),
-        )
-        .filter((pl.col("versions") <= 1) & (pl.col("answers") <= 1))
-        .select("response_id", pl.lit(value=True).alias("known"), *names)
-    )
-    return calls.join(known, on="response_id", how="left", maintain_order="left", suffix="_known").select(
-        pl.when("known").then(f"{name}_known").otherwise(name).alias(name) if name in names else name
-        for name in calls.columns
-    )
+    distinct = without_twins(calls.sort("start", "trace_id", "span_id"), tree, funnel)
+    with_content = distinct.filter(pl.col("has_content"))
+    lost = distinct.filter(~pl.col("has_content"))
+    funnel.lose("model call without recorded content", lost.height, lost)
+    cached = with_content.filter((pl.col("flags") & Flag.CACHED.value) != 0)
+    funnel.count("answered_from_a_cache", cached.height)
+    return with_content.sort("start", "trace_id", "span_id").with_row_index("row")
 
 
 def _has_tokens(prefix: str = "") -> pl.Expr:
@@ -70,12 +44,10 @@ def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) ->
     Where the gateway has no tokens, or no version, the exporter's own record of the answer stands in.
     """
     stamps = gateway.sort("start", "trace_id", "span_id")
-    by_id = stamps.filter(pl.col("response_id").is_not_null()).unique(
-        "response_id", keep="first", maintain_order=True
-    )
     by_parent = stamps.unique(["trace_id", "parent_span_id"], keep="last", maintain_order=True)
     merged = calls.join(
-        by_id.select("response_id", *_STAMP, pl.col("span_id").alias("gateway_span")), on="response_id", how="left"
+        _by_response_id(calls, stamps).select("row", *_STAMP, pl.col("span_id").alias("gateway_span")),
+        on="row", how="left", maintain_order="left",
     ).join(
         # A failed call has no response id; its last attempt is the gateway's last span under it.
         by_parent.select(
@@ -101,11 +73,10 @@ def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) ->
     retries = unused.join(
         calls, left_on=["trace_id", "parent_span_id"], right_on=["trace_id", "span_id"], how="semi"
     )
-    funnel.lose("gateway span of an answer that has one already", repeated.height)
-    funnel.lose("gateway span of an attempt that the client repeated", retries.height)
-    funnel.lose(
-        "gateway span without the agent's span (among the services asked for)", unused.height - retries.height
-    )
+    funnel.lose("gateway span of an answer that has one already", repeated.height, repeated)
+    funnel.lose("gateway span of an attempt that the client repeated", retries.height, retries)
+    alone = unused.join(retries, on="span_id", how="anti")
+    funnel.lose("gateway span without the agent's span (among the services asked for)", alone.height, alone)
     # Ids and log-probabilities of one answer come from one source, since they must align.
     merged = merged.with_columns(
         pl.coalesce("served_version", "own_served_version").alias("served_version"),
@@ -116,6 +87,38 @@ def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) ->
     )
     drop = [name for name in merged.columns if name.endswith("_child") or name.startswith("own_")]
     return merged.drop(drop).sort("row")
+
+
+def _by_response_id(calls: pl.DataFrame, stamps: pl.DataFrame) -> pl.DataFrame:
+    """`row` of each call and the gateway's span of its answer, where there is one.
+
+    An id that a server gave to several answers names none of them: the gateway's span then goes to the call that it stands below, else
+    to the nearest in time.
+    """
+    named = calls.filter(pl.col("response_id").is_not_null())
+    stamps = stamps.filter(pl.col("response_id").is_not_null())
+    repeated = pl.col("response_id").is_duplicated()
+    once = named.filter(~repeated).select("row", "response_id")
+    first = stamps.unique("response_id", keep="first", maintain_order=True)
+    found = [once.join(first, on="response_id", how="inner", maintain_order="left")]
+    several = named.filter(repeated).select("row", "response_id", "trace_id", "span_id", "start")
+    if several.height and stamps.height:
+        below = several.select("row", "response_id", "trace_id", pl.col("span_id").alias("parent_span_id")).join(
+            stamps, on=["response_id", "trace_id", "parent_span_id"], how="inner", maintain_order="left_right"
+        )  # fmt: skip
+        below = below.unique("row", keep="first", maintain_order=True)
+        others = stamps.join(below, on=["trace_id", "span_id"], how="anti")
+        near = (
+            others.join_asof(
+                several.join(below, on="row", how="anti").select("row", "response_id", "start").sort("start", "row"),
+                on="start", by="response_id", strategy="nearest", tolerance=_SKEW, check_sortedness=False,
+            )
+            .filter(pl.col("row").is_not_null())
+            .unique("row", keep="first", maintain_order=True)
+        )  # fmt: skip
+        found += [below, near]
+    columns = ("row", *_STAMP, "span_id")
+    return pl.concat([frame.select(columns) for frame in found])
 
 
 def with_status(calls: pl.DataFrame) -> pl.DataFrame:

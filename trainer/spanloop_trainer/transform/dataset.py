@@ -17,7 +17,9 @@ from spanloop_trainer.errors import DatasetError
 from spanloop_trainer.transform.parquet import write_rows
 from spanloop_trainer.transform.schema import ORDER, TRANSITIONS
 
-PARQUET, MANIFEST = "transitions.parquet", "manifest.json"
+PARQUET, MANIFEST, LOST_ROWS = "transitions.parquet", "manifest.json", "lost.parquet"
+# Of the columns and their meaning; a dataset of another one is refused.
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,12 @@ class Manifest:
         id: SHA-256 over `sha256` and `config_hash`; the same spans, rewards and settings give the same id.
         sha256: of `transitions.parquet`.
         query: window and filters.
-        credit: method.
+        credit: method and its options.
         counts: the funnel; `lost` holds reason → number.
         splits: split → episodes.
         parent: id of the dataset that it was made from; empty: none.
         decoders: spans by decoder in the store's log, for information; no part of the id.
+        format: of columns and their meaning.
     """
 
     id: str
@@ -44,6 +47,7 @@ class Manifest:
     splits: dict[str, int]
     parent: str
     decoders: dict[str, int]
+    format: int
 
 
 def in_order(frame: pl.DataFrame) -> pl.DataFrame:
@@ -62,12 +66,14 @@ def write_dataset(
     splits: dict[str, int],
     decoders: dict[str, int],
     parent: str = "",
+    lost: pl.DataFrame | None = None,
 ) -> Manifest:
     """Write a dataset; a folder without `manifest.json` is unfinished.
 
     Args:
         rows: one frame, or frames of `in_order` one behind the other in that order; how many there are has no say in the bytes.
         counts: looked at once all rows are written.
+        lost: `Funnel.lost_rows`, for `spanloop dataset lost`; no part of the id.
 
     Raises:
         DatasetError: the folder cannot be written.
@@ -88,12 +94,16 @@ def write_dataset(
             splits=splits,
             parent=parent,
             decoders=decoders,
+            format=FORMAT,
         )
         text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
         part.write_text(text)
         # Only now, so that a full disk leaves the dataset that was there before; a manifest never stands beside
         # rows that are not its own.
         (folder / MANIFEST).unlink(missing_ok=True)
+        (folder / LOST_ROWS).unlink(missing_ok=True)
+        if lost is not None and lost.height:
+            lost.write_parquet(folder / LOST_ROWS, compression="zstd", statistics=False)
         temporary.replace(folder / PARQUET)
         part.replace(folder / MANIFEST)
     except (OSError, pl.exceptions.PolarsError, pa.ArrowException) as error:
@@ -105,6 +115,42 @@ def write_dataset(
         for path in (temporary, part):
             path.unlink(missing_ok=True)
     return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a dataset says of itself; its rows are not looked at.
+
+    Raises:
+        DatasetError: the folder is no finished dataset.
+    """
+    hint = f"spanloop build --out {folder}"
+    try:
+        return _manifest((folder / MANIFEST).read_text())
+    except OSError as error:
+        raise DatasetError(f"{folder} is not a finished dataset: {MANIFEST} cannot be read", hint) from error
+    except ValueError as error:
+        raise DatasetError(f"{folder / MANIFEST} is not a manifest: {error}", hint) from error
+
+
+def open_dataset(folder: Path) -> tuple[Manifest, pl.LazyFrame]:
+    """A dataset whose rows are read by column, for what needs few of them.
+
+    Raises:
+        DatasetError: the folder is no finished dataset, or its rows are not those of its manifest.
+    """
+    manifest, path, hint = read_manifest(folder), folder / PARQUET, f"spanloop build --out {folder}"
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != manifest.sha256:
+            raise DatasetError(f"{path} changed after it was built", hint)
+        rows = pl.scan_parquet(path)
+        rows.collect_schema()
+    except OSError as error:
+        raise DatasetError(f"{folder} is not a finished dataset: {PARQUET} cannot be read", hint) from error
+    except pl.exceptions.PolarsError as error:
+        raise DatasetError(f"{path} is no Parquet file: {str(error).splitlines()[0]}", hint) from error
+    return manifest, rows
 
 
 def load_dataset(folder: Path | str) -> tuple[Manifest, pl.DataFrame]:
@@ -142,6 +188,10 @@ def _manifest(text: str) -> Manifest:
     """Raises ValueError for anything else."""
     record = json.loads(text)
     known = {field.name for field in fields(Manifest)}
+    if isinstance(record, dict) and "sha256" in record and record.get("format") != FORMAT:
+        raise ValueError(
+            f"it was written by another version of spanloop (format {record.get('format', 0)}, and this one reads {FORMAT})"
+        )
     if not isinstance(record, dict) or record.keys() != known:
         missing = sorted(known - record.keys()) if isinstance(record, dict) else sorted(known)
         raise ValueError(f"it lacks {', '.join(missing)}" if missing else "it has fields that we do not know")

@@ -1,8 +1,24 @@
-"""Counts from spans to usable transitions: every loss has a reason."""
+"""Counts from spans to usable transitions: every loss has a reason, and rows that can be looked at."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+# Kept for each reason, so that a bad day with millions of losses does not fill memory and disk.
+ROWS_A_REASON = 10_000
+_LOST: dict[str, pl.DataType | type[pl.DataType]] = {
+    "reason": pl.String,
+    "trace_id": pl.String,
+    "span_id": pl.String,
+    "start": pl.Datetime("ns"),
+    "episode_id": pl.String,  # null: lost before there were episodes
+    "task_id": pl.String,
+    "detail": pl.String,  # of a twin the span that stayed, of a duplicate the episode, of a hit the evaluation's text
+}
+LOST = pl.Schema(_LOST)
 
 
 @dataclass
@@ -12,20 +28,45 @@ class Funnel:
     Attributes:
         counts: totals by name, in the order of the pipeline.
         lost: reason → number of things lost for it.
+        rows: for each reason that says which, the first `ROWS_A_REASON` spans lost for it, in the order of start; columns `LOST`.
+        examples: what tells most of a loss, in full: goes into the manifest.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
+    rows: list[pl.DataFrame] = field(default_factory=list)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def count(self, name: str, number: int) -> None:
         """Note a total."""
         self.counts[name] = int(number)
 
-    def lose(self, reason: str, number: int) -> None:
-        """Note a loss; nothing is noted for zero, so that a table of reasons holds only what happened."""
-        if number:
-            self.lost[reason] = self.lost.get(reason, 0) + int(number)
+    def lose(self, reason: str, number: int, rows: pl.DataFrame | None = None) -> None:
+        """Note a loss; nothing is noted for zero, so that a table of reasons holds only what happened.
 
-    def as_dict(self) -> dict[str, int | dict[str, int]]:
+        Args:
+            rows: the spans lost: `trace_id`, `span_id`, and those of `LOST` that are known. None: they are not in memory.
+        """
+        if not number:
+            return
+        self.lost[reason] = self.lost.get(reason, 0) + int(number)
+        if rows is None:
+            return
+        shown = rows.select(
+            pl.lit(reason).alias("reason"),
+            *(
+                (pl.col(name) if name in rows.columns else pl.lit(None)).cast(dtype).alias(name)
+                for name, dtype in LOST.items()
+                if name != "reason"
+            ),
+        )
+        self.rows.append(shown.sort("start", "trace_id", "span_id", "detail").head(ROWS_A_REASON))
+
+    def lost_rows(self) -> pl.DataFrame:
+        """All of `rows` in one frame."""
+        return pl.concat([LOST.to_frame(), *self.rows])
+
+    def as_dict(self) -> dict[str, Any]:
         """The manifest's `counts`."""
-        return {**self.counts, "lost": dict(self.lost)}
+        examples = {"examples": self.examples} if self.examples else {}
+        return {**self.counts, "lost": dict(self.lost), **examples}

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 
-from spanloop_trainer.transform.flavours import Message, flavours
+from spanloop_trainer.transform.flavours import Flag, Message, flavours
+from spanloop_trainer.transform.responses import as_chat, calls_of, loosely, with_loose_prefixes
 from spanloop_trainer.transform.tasks import prompt_hash
 
 _MESSAGE = {
@@ -23,8 +24,12 @@ _MESSAGE = {
     "text": pl.String,
     "finish": pl.String,
     "tool_calls": pl.Int32,
+    "flags": pl.UInt16,
 }
-ANSWER = pl.Struct({"choice": pl.Int32, "finish": pl.String, "tool_calls": pl.Int32, "code": pl.UInt64})
+# `act` says what an answer does: its text, or its tool calls without their ids. Equal acts are the same step taken again.
+ANSWER = pl.Struct(
+    {"choice": pl.Int32, "finish": pl.String, "tool_calls": pl.Int32, "code": pl.UInt64, "act": pl.UInt64}
+)
 _NOTHING = (None,) * len(_MESSAGE)
 PREFIX = pl.Struct({"length": pl.Int32, "code": pl.UInt64})
 
@@ -39,12 +44,15 @@ def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
         - `prefixes` (list of struct): `length` and `code` of every prefix of it that ends with an assistant's message. A code
           says what chains compare: equal codes are equal messages in equal places;
         - `prompt_code` (u64): of all of it; `length` (i32): its number of messages;
-        - `answers` (list of struct): `choice`, `finish`, `tool_calls` and `code`, which is that of the prompt with this answer
-          behind it; empty: none;
+        - `answered` (u64): the act (see `ANSWER`) of its last assistant's message; null: none; `shown` (u64): of its last message,
+          which is a tool's result or a user's turn as a rule;
+        - `answers` (list of struct): `choice`, `finish`, `tool_calls`, `act` and `code`, which is that of the prompt with this
+          answer behind it; empty: none;
         - `chats`, `texts` (list of str): their JSON and their plain text, aligned with `answers`;
         - `prompt_hash` (str): `prompt:HASH` of the first system message; null: none;
         - `asked` (str): `tasks.prompt_hash` of the first user message; null: none;
         - `tools_json` (str): OpenAI form; null: none, or it does not parse;
+        - `flags` (u16): of `Flag`, those of its messages too;
         - `invalid` also where a message, an answer or a tool definition has a shape that is not known.
     """
     calls = _reslice(_reslice(calls, "input"), "output").with_row_index("at")
@@ -53,7 +61,8 @@ def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
     answers = _read(calls, "output", {flavour.name: _several(flavour.answer) for flavour in known})
     bad = pl.concat([frame.filter(pl.col("chat").is_null())["at"] for frame in (prompts, answers)]).unique()
     calls = calls.join(_tools(calls), on=["flavour", "tools"], how="left", maintain_order="left")
-    whole = _prompts(prompts.filter(pl.col("chat").is_not_null()))
+    responses = calls_of(calls)
+    whole = _prompts(as_chat(prompts.filter(pl.col("chat").is_not_null()), responses, _coded))
     return (
         calls.with_columns(
             pl.col("invalid")
@@ -62,7 +71,7 @@ def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
         )
         .join(whole, on="at", how="left", maintain_order="left")
         .join(
-            _answers(answers.filter(pl.col("chat").is_not_null()), whole),
+            _answers(loosely(answers.filter(pl.col("chat").is_not_null()), responses), whole),
             on="at",
             how="left",
             maintain_order="left",
@@ -73,31 +82,61 @@ def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
             pl.col("length").fill_null(0),
             pl.col("answers").fill_null(pl.lit([], dtype=pl.List(ANSWER))),
             pl.col("chats", "texts").fill_null(pl.lit([], dtype=pl.List(pl.String))),
+            _flags(calls, prompts, answers),
         )
         .drop("at", "input", "output", "input_verbatim", "output_verbatim", "tools")
     )
 
 
+def _flags(calls: pl.DataFrame, *messages: pl.DataFrame) -> pl.Series:
+    """Of every call: what its span says, and what its messages say; few have any."""
+    flags = calls["flags"].cast(pl.UInt16)
+    flagged = pl.concat([frame.select("at", "flags").filter(pl.col("flags") != 0) for frame in messages])
+    without_tools = calls.filter(pl.col("tools") == "").select("at")
+    if without_tools.height:
+        called = pl.concat([frame.filter(pl.col("tool_calls") > 0).select("at") for frame in messages])
+        called = called.unique().join(without_tools, on="at", how="semi")
+        flagged = pl.concat(
+            [flagged, called.with_columns(pl.lit(Flag.UNKNOWN_TOOLS, pl.UInt16).alias("flags"))]
+        )
+    if flagged.is_empty():
+        return flags
+    own = calls.select("at", flags).filter(pl.col("flags") != 0)
+    together = pl.concat([own, flagged]).group_by("at").agg(pl.col("flags").bitwise_or())
+    return calls.select("at").join(together, on="at", how="left", maintain_order="left")["flags"].fill_null(0)
+
+
 def _prompts(prompts: pl.DataFrame) -> pl.DataFrame:
     """One row a call that has a prompt."""
     role, text = pl.col("role"), pl.col("text")
-    whole = (
-        prompts.with_columns(pl.int_range(0, pl.len(), dtype=pl.Int32).over("at").alias("place"))
-        # The place is part of the code: a sum of codes then depends on the order of the messages.
-        .with_columns(pl.struct("place", "key").hash().cum_sum().over("at").alias("code"))
-        .group_by("at", maintain_order=True)
-        .agg(
-            pl.col("chat").alias("messages"),
-            pl.struct((pl.col("place") + 1).alias("length"), "code")
-            .filter(role == "assistant")
-            .alias("prefixes"),
-            pl.col("code").last().alias("prompt_code"),
-            pl.len().cast(pl.Int32).alias("length"),
-            text.filter(role.is_in(["system", "developer"])).first().alias("system_text"),
-            text.filter(role == "user").first().alias("first_user"),
-        )
+    # The rows of a call are neighbours: counting and adding up within them needs no window function, which takes ten times as long.
+    run = prompts["at"].rle_id()
+    first = (
+        run.to_frame()
+        .with_row_index("first")
+        .unique("at", keep="first", maintain_order=True)["first"]
+        .gather(run)
     )
-    return whole.select(
+    prompts = prompts.with_columns(
+        (pl.int_range(pl.len(), dtype=pl.Int32) - first.cast(pl.Int32)).alias("place")
+    )
+    # The place is part of the code: a sum of codes then depends on the order of the messages.
+    codes = prompts.select(pl.struct("place", "key").hash().alias("code"))["code"]
+    # Sums wrap around, and so does their difference.
+    prompts = prompts.with_columns((codes.cum_sum() - (codes.cum_sum() - codes).gather(first)).alias("code"))
+    whole = prompts.group_by("at", maintain_order=True).agg(
+        pl.col("chat").alias("messages"),
+        pl.struct((pl.col("place") + 1).alias("length"), "code")
+        .filter(role == "assistant")
+        .alias("prefixes"),
+        pl.col("code").last().alias("prompt_code"),
+        pl.col("act").filter(role == "assistant").last().alias("answered"),
+        pl.col("act").last().alias("shown"),
+        pl.len().cast(pl.Int32).alias("length"),
+        text.filter(role.is_in(["system", "developer"])).first().alias("system_text"),
+        text.filter(role == "user").first().alias("first_user"),
+    )
+    return with_loose_prefixes(whole, prompts).select(
         pl.exclude("system_text", "first_user"),
         _system_hash(whole["system_text"]).alias("prompt_hash"),
         prompt_hash(whole["first_user"]).alias("asked"),
@@ -158,7 +197,8 @@ def _read(
             read.append(
                 rows.join(table, on="number", how="inner", maintain_order="left_right").drop("number")
             )
-    empty = pl.DataFrame(schema={"at": pl.UInt32, "choice": pl.Int32, **_MESSAGE, "key": pl.UInt64})
+    codes = {"key": pl.UInt64, "act": pl.UInt64}
+    empty = pl.DataFrame(schema={"at": pl.UInt32, "choice": pl.Int32, **_MESSAGE, **codes})
     return pl.concat([empty, *read]) if len(read) < 2 else pl.concat(read).sort("at", maintain_order=True)
 
 
@@ -190,6 +230,8 @@ def _table(
         half = (distinct.len() + 1) // 2
         with ThreadPoolExecutor() as pool:
             read = pl.concat(pool.map(quick, (distinct[:half], distinct[half:]))).with_row_index("number")
+        if "flags" not in read.columns:
+            read = read.with_columns(pl.lit(0, pl.UInt16).alias("flags"))
         fast, slow = (
             read.filter(pl.col("chat").is_not_null()),
             read.filter(pl.col("chat").is_null())["number"],
@@ -204,7 +246,26 @@ def _table(
     table = pl.DataFrame(rows, schema={"number": pl.UInt32, **_MESSAGE}, orient="row")
     if rows:
         fast = pl.concat([fast, table]).sort("number", maintain_order=True)
-    return fast.with_columns(pl.col("key").hash())
+    return _coded(fast)
+
+
+def _coded(table: pl.DataFrame) -> pl.DataFrame:
+    """The messages with `key` hashed, and `act`: the hash of what a message says or calls."""
+    act = table["text"].hash()
+    # Of these alone: an expression with `when` would go through the texts of all.
+    calls = (table["tool_calls"] > 0).fill_null(value=False).arg_true()
+    if calls.len():
+        act = act.scatter(calls, _without_ids(table["key"].gather(calls)).hash())
+    return table.with_columns(pl.col("key").hash(), act.alias("act"))
+
+
+def _without_ids(calls: pl.Series) -> pl.Series:
+    """Without the white space, too, in which writers of arguments differ."""
+    calls = calls.str.replace_all(r'"id": "[^"\\]*"', "")
+    # One literal at a time: a regular expression over all of them takes three times as long.
+    for character in (" ", "\\", '"'):
+        calls = calls.str.replace_all(character, "", literal=True)
+    return calls
 
 
 def _reslice(calls: pl.DataFrame, column: str) -> pl.DataFrame:

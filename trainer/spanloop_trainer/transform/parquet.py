@@ -14,7 +14,7 @@ from spanloop_trainer.transform.schema import TRANSITIONS
 
 # A row group ends with the row that fills one of these, so that a reader of long conversations needs no more memory than others.
 GROUP_ROWS = 65_536
-GROUP_BYTES = 128 << 20
+GROUP_BYTES = 64 << 20
 # Their values repeat within a row group; others are stored as they are (long texts only cost time in a dictionary).
 _REPEATED = [
     "agent", "task_id", "episode_id", "tools", "status", "error_type", "finish_reason", "policy", "policy_version",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +15,21 @@ import polars as pl
 
 from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform.pieces import Slim, canonical, together
-from spanloop_trainer.transform.read import Window, days, fingerprint, read_ancestors, read_spans, size
+from spanloop_trainer.transform.read import (
+    END_OF_TIME_NS,
+    Window,
+    days,
+    fingerprint,
+    read_ancestors,
+    read_spans,
+    size,
+)
 from spanloop_trainer.transform.storage import Header, maker, read_header, read_slim, write_piece
 
-# Of attributes in the store. Read, canonicalised and slim together a part takes about six times as much.
-PART_BYTES = 96 << 20
+# Of attributes in the store. A part takes about six times as much while it is read and made canonical; a window that is built at
+# once takes that for all of it, and half of the time.
+PART_BYTES = 64 << 20
+AT_ONCE_BYTES = 320 << 20
 PIECES = "pieces"
 # Traces named in one query.
 _TRACES_ASKED = 2000
@@ -30,14 +42,16 @@ class Part(NamedTuple):
     header: Header
 
 
-def cut(client: Any, window: Window, parts: int | None) -> list[Window]:
+def cut(client: Any, window: Window, parts: int | None, at_once: int = PART_BYTES) -> list[Window]:
     """Slices of a window, in order; one: it fits in memory.
 
     Args:
+        at_once: bytes up to which it is not cut.
         parts: how many (about: equal starts stay together); None: as many as memory asks for.
     """
     if parts is None:
-        parts = 1 + size(client, window, 1).bytes // PART_BYTES
+        held = size(client, window, 1).bytes
+        parts = 1 if held <= at_once else 1 + held // PART_BYTES
     if parts == 1:
         return [window]
     since, until = window.bounds()
@@ -49,20 +63,41 @@ def _slice(window: Window, since: int, until: int) -> Window:
     return Window(window.since, window.until, window.services, window.shard, window.shards, (since, until))
 
 
+def _of_shard(window: Window) -> str:
+    return f"-{window.shard}of{window.shards}" if window.shards > 1 else ""
+
+
+def _name(window: Window) -> str:
+    since, until = window.bounds()
+    return f"{since}-{until}{_of_shard(window)}"
+
+
 def read_parts(
-    client: Any, slices: Sequence[Window], folder: Path, *, progress: Callable[[str], None]
+    client: Any,
+    slices: Sequence[Window | Part],
+    folder: Path,
+    *,
+    kept: bool = True,
+    progress: Callable[[str], None],
 ) -> list[Part]:
     """Read slices into pieces, one after another; those that are there already, of the same rows, stay.
+
+    Args:
+        kept: after the build, so that another has to know later what they hold.
+        slices: those that are a `Part` are in the folder, and known to hold what the store does.
 
     Raises:
         StoreUnavailable: the store did not answer.
     """
     parts = []
     for number, window in enumerate(slices, 1):
+        if isinstance(window, Part):
+            parts.append(window)
+            continue
         since, until = window.bounds()
-        name = f"{since}-{until}" + (f"-{window.shard}of{window.shards}" if window.shards > 1 else "")
-        rows = fingerprint(client, window)
-        header = read_header(folder / name)
+        name = _name(window)
+        rows = fingerprint(client, window) if kept else ""
+        header = read_header(folder / name) if kept else None
         if header is None or (header.fingerprint, header.maker) != (rows, maker()):
             progress(f"reading part {number} of {len(slices)}")
             spans = read_spans(client, window)
@@ -74,8 +109,13 @@ def read_parts(
     return parts
 
 
-def read_shard(client: Any, window: Window, out: Path, *, progress: Callable[[str], None]) -> list[Part]:
+def read_shard(
+    client: Any, window: Window, out: Path, *, parent: Path | None = None, progress: Callable[[str], None]
+) -> list[Part]:
     """Leave the pieces of one shard of a window in `out`, for a build elsewhere that merges all shards.
+
+    Args:
+        parent: an earlier dataset; its pieces of the same shard are taken over.
 
     Raises:
         TransformError: the window has no end, so that other shards would not be of the same one.
@@ -86,12 +126,20 @@ def read_shard(client: Any, window: Window, out: Path, *, progress: Callable[[st
             "a shard needs the end of its window: without it each shard would end when it is read",
             "add --until with the same time on every machine",
         )
-    parts = read_parts(client, cut(client, window, None), out / PIECES, progress=progress)
-    # Those of an earlier run that was cut elsewhere.
-    for part in _headers(out / PIECES):
-        if (part.header.shard, part.header.shards) == (window.shard, window.shards) and part not in parts:
-            shutil.rmtree(part.folder)
-    return parts
+    slices: Sequence[Window | Part] = (
+        take_over(client, parent, out / PIECES, window) if parent else cut(client, window, None)
+    )
+    remove_others(out / PIECES, slices)
+    return read_parts(client, slices, out / PIECES, progress=progress)
+
+
+def remove_others(folder: Path, slices: Sequence[Window | Part]) -> None:
+    """Remove the pieces of these shards that are of other slices: a window that was cut otherwise, a build that was killed."""
+    names = {piece.folder.name if isinstance(piece, Part) else _name(piece) for piece in slices}
+    shards = {re.sub("^[0-9]+-[0-9]+", "", name) for name in names}
+    for found in list(folder.iterdir()) if folder.is_dir() else []:
+        if found.name not in names and re.sub("^[0-9]+-[0-9]+", "", found.name) in shards:
+            shutil.rmtree(found)
 
 
 def slim(client: Any, parts: Sequence[Part], *, older: bool) -> Slim:
@@ -126,32 +174,33 @@ def _pending(whole: Slim) -> list[str]:
     return unknown["trace_id"].unique().sort().to_list()
 
 
-def take_over(client: Any, parent: Path | None, folder: Path, window: Window) -> list[Window]:
-    """Link the pieces of an earlier build that lie in the window into `folder`.
+def take_over(client: Any, parent: Path, folder: Path, window: Window) -> list[Window | Part]:
+    """Link the pieces of an earlier build that lie in the window, and still hold what the store does, into `folder`.
 
     Returns:
-        The slices of the window: theirs, and what is left around them, cut at midnights (UTC), so that tomorrow's build finds
-        today's pieces whole.
+        The slices of the window: these pieces, and what is left around them, cut at midnights (UTC), so that tomorrow's build
+        finds today's pieces whole.
 
     Raises:
         StoreUnavailable: the store did not answer.
     """
     since, until = window.bounds()
-    taken: list[Window] = []
+    slices: list[Window | Part] = []
     same = (list(window.services), window.shard, window.shards, maker())
-    for part in _headers(parent / PIECES) if parent else []:
-        header = part.header
-        fits = since <= header.since and header.until <= until
-        alike = (header.services, header.shard, header.shards, header.maker) == same
-        if fits and alike and (not taken or taken[-1].bounds()[1] <= header.since):
-            taken.append(_slice(window, header.since, header.until))
-            if not (folder / part.folder.name).exists():
-                shutil.copytree(part.folder, folder / part.folder.name, copy_function=_link)
-    slices: list[Window] = []
     at = since
-    for piece in taken:
-        slices += [*_days(client, window, at, piece.bounds()[0]), piece]
-        at = piece.bounds()[1]
+    for part in _headers(parent / PIECES):
+        header = part.header
+        fits = at <= header.since and header.until <= until
+        alike = (header.services, header.shard, header.shards, header.maker) == same
+        if not (fits and alike):
+            continue
+        # What had come late since then, or was erased.
+        if fingerprint(client, _slice(window, header.since, header.until)) != header.fingerprint:
+            continue
+        if not (folder / part.folder.name).exists():
+            shutil.copytree(part.folder, folder / part.folder.name, copy_function=_link)
+        slices += [*_days(client, window, at, header.since), Part(folder / part.folder.name, header)]
+        at = header.until
     return slices + _days(client, window, at, until)
 
 
@@ -159,7 +208,8 @@ def _days(client: Any, window: Window, since: int, until: int) -> list[Window]:
     """[since, until) cut at midnights, and where a day does not fit in memory."""
     if since >= until:
         return []
-    inner = [day for day in days(client, _slice(window, since, until)) if since < day < until]
+    # Before the first day that has spans there are none.
+    inner = days(client, _slice(window, since, until))[1:]
     bounds = zip([since, *inner], [*inner, until], strict=True)
     return [part for day in bounds for part in cut(client, _slice(window, *day), None)]
 
@@ -176,6 +226,33 @@ def _headers(folder: Path) -> list[Part]:
     found = [(path, read_header(path)) for path in folder.iterdir()] if folder.is_dir() else []
     parts = [Part(path, header) for path, header in found if header is not None]
     return sorted(parts, key=lambda part: (part.header.shard, part.header.since, part.header.until))
+
+
+def window_of(part: Part) -> Window:
+    """What to read it from again."""
+    header = part.header
+    return Window(
+        _moment(header.since), _moment(header.until), tuple(header.services), header.shard, header.shards,
+        (header.since, header.until),
+    )  # fmt: skip
+
+
+def _moment(nanoseconds: int) -> datetime | None:
+    """None: open."""
+    if nanoseconds in (0, END_OF_TIME_NS):
+        return None
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=nanoseconds // 1000)
+
+
+def whole_window(parts: Sequence[Part]) -> Window:
+    """The window of which these are all pieces."""
+    first, last = window_of(parts[0]), window_of(parts[-1])
+    return Window(first.since, last.until, first.services)
+
+
+def sharded(folder: Path) -> bool:
+    """Whether pieces of shards wait there for a merge."""
+    return any(part.header.shards > 1 for part in _headers(folder / PIECES))
 
 
 def finished_parts(folder: Path) -> list[Part]:

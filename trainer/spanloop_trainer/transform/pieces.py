@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from spanloop_trainer.transform.calls import with_status
+from spanloop_trainer.transform.failures import refused
 from spanloop_trainer.transform.messages import read_messages
 from spanloop_trainer.transform.read import Spans
 
@@ -31,8 +32,8 @@ class Slim:
             `call` (u64) is its key in the texts; `own_tokens` (u64, null: none) the one in the tokens of what the exporter
             recorded; `bytes` (u64) about what its texts and tokens take in memory.
         gateway: one row a gateway span; `tokens` likewise.
-        ancestors: `trace_id`, `span_id`, `parent_span_id`, `is_agent`, `agent_name`, `agent_session` of the spans of every
-            trace in which a call has a parent.
+        ancestors: `trace_id`, `span_id`, `parent_span_id` and the facts of `sql/ancestors.sql` of the spans of every trace in
+            which a call has a parent.
         counts: as `Spans.counts`.
     """
 
@@ -69,7 +70,10 @@ def canonical(spans: Spans) -> Piece:
         4 * pl.col("own_prompt_ids").list.len(),
         12 * pl.col("own_completion_ids").list.eval(pl.element().list.len()).list.sum(),
     )
-    calls, own = set_apart(calls.with_columns(long.cast(pl.UInt64).alias("bytes")), "own_")
+    calls = calls.with_columns(
+        long.cast(pl.UInt64).alias("bytes"), pl.col("tools_json").is_not_null().alias("has_tools"), refused()
+    )
+    calls, own = set_apart(calls, "own_")
     gateway, served = set_apart(spans.gateway, "", own.height)
     return Piece(
         Slim(calls.drop(TEXTS), gateway, spans.ancestors, spans.counts),

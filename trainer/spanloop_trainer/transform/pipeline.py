@@ -3,7 +3,7 @@
 A. `pieces.canonical`: some of the window's spans → `Piece`; messages are read here, and here only. Needs a part of the spans.
 B. `link`: slim rows of all pieces → `calls`, one row a distinct call, with row, episode, step, next call, task.
 C. `texts.Texts.buckets`: the texts and tokens of a bucket of whole episodes are put beside their calls.
-D. `judge`: whatever needs texts of an episode (rules, verifiers, judges, content hashes) → slim results. Needs one bucket.
+D. `judge`: whatever needs texts of an episode (rules, verifiers, judges; signatures and hits of `selection`) → slim results. Needs one bucket.
 E. `settle`: `rows`, one slim row an answer; rewards added up, credit, filters, caps. Needs all rows.
 F. `Transitions.frames`: rows of the contract, bucket by bucket, in the contract's order. Needs one bucket.
 
@@ -16,47 +16,67 @@ Frames (columns that later stages may rely on; `?`: may be null):
 `Slim.calls` (before twins are removed): `call` (u64, key in `texts`), `trace_id`, `span_id`, `parent_span_id` (''
 for a root), `start`, `duration_ns`, `service`, `instance`, `session?`, `rollout?`, `explicit_task?`, `span_agent?`, `response_id?`,
 `error_type?`, `status`, `has_content`, `length` (messages in the prompt), `prompt_code`, `prefixes`, `answers` (list of
-`messages.ANSWER`), `asked?` (hash of the first user message), `prompt_hash?`, `own_served_version?`, `own_tokens?` (u64, key in
+`messages.ANSWER`), `answered?` and `shown?` (codes of the prompt's last assistant's and last message), `has_tools`, `refused`, `asked?` (hash of the first user message), `prompt_hash?`, `flags` (of `flavours.Flag`), `own_served_version?`, `own_tokens?` (u64, key in
 `tokens`), `own_tokens_code?`, the facts of `flavours.FACTS`.
 
-`calls` after B: the same without `own_*`, and `row` (u32, dense, canonical order), `episode_id`, `step`, `agent`, `kind`, `taken`, `next_span_id?`,
-`next_row?` and `seen?` (what the environment answered: messages of that row from that place on), `last`, `policy?`,
+`calls` after B: the same without `own_*`, and `row` (u32, dense, canonical order), `episode_id`, `step`, `agent`, `kind`, `parent_episode_id?`,
+`called` (by an episode that has calls), `lineage?` (the episode whose task it keeps), `failure?`, `taken`, `next_span_id?`,
+`next_row?` and `seen?` (what the environment answered: messages of that row from that place on), `last`, `selected` (its agent is learned for: only such
+calls make rows), `ends` (the last of them in its episode), `policy?`,
 `policy_version?`, `resources`, `served_version?`, `tokens?`, `task_id`, `split`.
 
 A bucket in D and F: those calls, all of whole episodes, and `messages` (list of JSON), `chats`, `texts` (lists, aligned with
 `answers`), `tools_json?`, `prompt_ids?`, `completion_ids?`, `logprobs?` (the last two: a list a choice).
 
 `rows` in E: `row`, `choice`, `place` (in `answers`), `episode_id`, `step`, `task_id`, `split`, `agent`, `status`, `start`, `taken` (bool: the episode
-went on with this answer), `done`, `policy_version?`, `state_code` (equal: the same prompt), `reward?`, `return_?`, `advantage?`, `weight`.
+went on with this answer), `done`, `policy_version?`, `state_code` (equal: the same prompt), `reward_episode?` and `reward_call?` (null beside the taken answer), `reward?`
+(their sum), `return_?`, `advantage?`, `weight`; with `[credit] values`, `value?`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 import polars as pl
 
 from spanloop_trainer.config import Config
-from spanloop_trainer.transform.assemble import answer_rows, assemble, episode_facts, with_policy
+from spanloop_trainer.transform.agents import select_agents
+from spanloop_trainer.transform.assemble import answer_rows, assemble, with_policy
 from spanloop_trainer.transform.calls import distinct_calls, merge_gateway
 from spanloop_trainer.transform.chains import link_calls
-from spanloop_trainer.transform.credit import advantages
+from spanloop_trainer.transform.credit import advantages, join_values, read_values
 from spanloop_trainer.transform.dataset import in_order
-from spanloop_trainer.transform.episodes import assign_episodes, next_calls
+from spanloop_trainer.transform.episodes import assign_episodes
+from spanloop_trainer.transform.failures import classified, count_failures, stuck
 from spanloop_trainer.transform.funnel import Funnel
 from spanloop_trainer.transform.pieces import Slim, canonical
 from spanloop_trainer.transform.read import Spans
-from spanloop_trainer.transform.rewards import address, name_answers, score_rules, total
+from spanloop_trainer.transform.rewards import (
+    Scorer,
+    Scores,
+    address,
+    name_answers,
+    total,
+    waited_for,
+    watermark_of,
+)
+from spanloop_trainer.transform.selection import screen as screening
+from spanloop_trainer.transform.selection.screen import Screen, Screened, screen_of
+from spanloop_trainer.transform.selection.select import select_rows
+from spanloop_trainer.transform.steps import next_calls
 from spanloop_trainer.transform.tasks import assign_tasks
 from spanloop_trainer.transform.texts import InMemory, Texts
+from spanloop_trainer.transform.tree import read_tree
 
 
 @dataclass(frozen=True)
 class Judged:
     """What D found out, of one bucket or of all: slim."""
 
-    parts: pl.DataFrame  # `episode_id` and the fields of a reward part, from rules
+    scores: Scores  # what rules, verifiers and the judge gave
+    screened: Screened  # what filters look at
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,7 @@ class Settled:
     """What E decided."""
 
     rows: pl.DataFrame
+    credited: pl.DataFrame  # the same before filters
     of_episodes: pl.DataFrame  # `episode_id`, `reward`, `reward_parts`
     of_calls: pl.DataFrame  # `row`, `reward`, `reward_parts`
 
@@ -89,13 +110,6 @@ class Transitions:
             yield in_order(frame)
         self.funnel.count("usable_with_token_ids", with_tokens)
 
-    def last_calls(self) -> pl.DataFrame:
-        """The last call of every episode: `episode_id`, `trace_id`, `span_id`, `response_id`, `end`."""
-        return self.calls.filter("last").select(
-            "episode_id", "trace_id", "span_id", "response_id",
-            (pl.col("start") + pl.duration(nanoseconds=pl.col("duration_ns").cast(pl.Int64))).alias("end"),
-        )  # fmt: skip
-
 
 def transform(
     spans: Spans,
@@ -120,6 +134,8 @@ def transform_pieces(
     config: Config,
     *,
     agents: tuple[str, ...] = (),
+    scorer: Scorer | None = None,
+    watermark: datetime | None = None,
     funnel: Funnel,
 ) -> Transitions:
     """Stages B to E.
@@ -128,11 +144,20 @@ def transform_pieces(
         slim: of all pieces together.
         texts: theirs.
         rewards: rows of table `rewards`, as `read.read_rewards` gives them.
+        scorer: of these tasks and this configuration; None: one that knows no verdicts of the judge.
+        watermark: of `rewards.watermark_of`; None: as the configuration has it, from now.
     """
+    screen, scorer = screen_of(config), scorer or Scorer(tasks, config)
     calls = link(slim, tasks, agents=agents, funnel=funnel)
-    judged = [judge(bucket, tasks, config) for bucket in texts.buckets(calls)]
-    together = Judged(parts=pl.concat([one.parts for one in judged]))
-    return Transitions(texts, calls, together, settle(calls, slim, rewards, together, config, funnel), funnel)
+    calls = waited_for(calls, watermark or watermark_of(config.watermark), funnel)
+    judged = [judge(bucket, scorer, screen) for bucket in texts.buckets(calls)]
+    together = Judged(
+        scores=scorer.finish([one.scores for one in judged]),
+        screened=screening.together([one.screened for one in judged]),
+    )
+    scorer.count(together.scores, calls, funnel)
+    settled = settle(calls, slim, rewards, together, config, screen, funnel)
+    return Transitions(texts, calls, together, settled, funnel)
 
 
 def link(slim: Slim, tasks: pl.DataFrame, *, agents: tuple[str, ...], funnel: Funnel) -> pl.DataFrame:
@@ -146,46 +171,52 @@ def link(slim: Slim, tasks: pl.DataFrame, *, agents: tuple[str, ...], funnel: Fu
     funnel.count("gateway_spans", counts["gateway"])
     funnel.count("model_calls", counts["model_calls"])
     funnel.lose("model call of a flavour that is not read", counts["model_calls"] - slim.calls.height)
-    calls = distinct_calls(slim.calls, funnel)
-    calls = merge_gateway(calls, slim.gateway, funnel)
-    links = link_calls(calls)
-    calls = assign_episodes(calls, links, slim.ancestors)
-    calls = calls.join(next_calls(calls, links), on="row", how="left", maintain_order="left")
+    calls, tree = read_tree(slim.calls, slim.ancestors)
+    calls = distinct_calls(calls, tree, funnel)
+    calls = classified(merge_gateway(calls, slim.gateway, funnel))
+    chains = link_calls(calls)
+    calls = assign_episodes(calls, chains, tree)
+    calls = stuck(calls.join(next_calls(calls, chains), on="row", how="left", maintain_order="left"))
     calls = with_policy(calls)
-    if agents:
-        kept = calls.filter(pl.col("agent").is_in(agents))
-        funnel.lose("call of another agent", calls.height - kept.height)
-        calls = kept
-    funnel.count("calls", calls.height)
+    calls = select_agents(calls, chains, agents)
+    others = calls.filter(~pl.col("selected")).with_columns(pl.col("agent").alias("detail"))
+    funnel.lose("call of another agent", others.height, others)
+    funnel.count("calls", calls.height - others.height)
+    count_failures(calls.filter("selected"), funnel)
     return calls.join(assign_tasks(calls, tasks), on="episode_id", how="left", maintain_order="left")
 
 
-def judge(bucket: pl.DataFrame, tasks: pl.DataFrame, config: Config) -> Judged:
+def judge(bucket: pl.DataFrame, scorer: Scorer, screen: Screen) -> Judged:
     """Stage D, over one bucket."""
-    of_tasks = bucket.select("episode_id", "task_id", "split").unique("episode_id", maintain_order=True)
-    episodes = (
-        episode_facts(bucket)
-        .join(of_tasks, on="episode_id", how="left", maintain_order="left")
-        .join(tasks.drop("prompt", "split"), on="task_id", how="left", maintain_order="left")
-    )
-    return Judged(parts=score_rules(episodes, config))
+    episodes = scorer.episode_facts(bucket)
+    return Judged(scores=scorer.look(bucket, episodes), screened=screen.look(bucket, episodes))
 
 
 def settle(
-    calls: pl.DataFrame, slim: Slim, rewards: pl.DataFrame, judged: Judged, config: Config, funnel: Funnel
+    calls: pl.DataFrame,
+    slim: Slim,
+    rewards: pl.DataFrame,
+    judged: Judged,
+    config: Config,
+    screen: Screen,
+    funnel: Funnel,
 ) -> Settled:
     """Stage E, over the slim rows of all."""
-    judgements = name_answers(rewards, slim.calls, slim.gateway)
-    call_parts, episode_parts = address(judgements, calls, slim.ancestors, funnel)
-    of_episodes = total(pl.concat([judged.parts, episode_parts]), "episode_id", config)
-    of_calls = total(call_parts, "row", config)
+    judgements = name_answers(rewards, slim.calls, slim.gateway, slim.ancestors)
+    found, scores = address(judgements, calls, slim.ancestors, funnel), judged.scores
+    of_episodes = total(pl.concat([scores.of_episodes, found.of_episodes.drop("by")]), "episode_id", config)
+    of_calls = total(pl.concat([scores.of_calls, found.of_calls.drop("by")]), "row", config)
     rows = answer_rows(calls, of_episodes, of_calls)
-    rows = advantages(rows, config.credit.method)
-    _count(rows, funnel)
-    return Settled(rows, of_episodes, of_calls)
+    if (values := read_values(config.values_path())) is not None:
+        rows = join_values(rows, calls, values)
+    rows = advantages(rows, config.credit)
+    credited = rows
+    rows = select_rows(rows, calls, judged.screened, screen, funnel)
+    _count(rows, calls, funnel)
+    return Settled(rows, credited, of_episodes, of_calls)
 
 
-def _count(transitions: pl.DataFrame, funnel: Funnel) -> None:
+def _count(transitions: pl.DataFrame, calls: pl.DataFrame, funnel: Funnel) -> None:
     funnel.count("episodes", transitions["episode_id"].n_unique())
     funnel.count("transitions", transitions.height)
     for status, why in (
@@ -193,7 +224,9 @@ def _count(transitions: pl.DataFrame, funnel: Funnel) -> None:
         ("truncated", "status truncated: the stream was cut"),
         ("invalid", "status invalid: recorded JSON does not parse (quarantined)"),
     ):
-        funnel.lose(why, transitions.filter(pl.col("status") == status).height)
+        lost = transitions.filter(pl.col("status") == status)
+        where = calls.select("row", "trace_id", "span_id", pl.col("error_type").alias("detail"))
+        funnel.lose(why, lost.height, lost.join(where, on="row", how="left"))
     ok = transitions.filter(pl.col("status") == "ok")
     funnel.count("usable", ok.height)
     funnel.count("usable_scored", ok.filter(pl.col("reward").is_not_null()).height)

@@ -138,6 +138,7 @@ def _calls(
         "calls.sql",
         recognise=_recognise(flavour, earlier),
         columns=flavour.select_list(),
+        spans=flavour.spans(),
         joined=flavour.joined,
     )
     frame = _once(_frame(client, sql, parameters))
@@ -199,7 +200,9 @@ def read_spans(client: Any, window: Window) -> Spans:
 
 def _ancestors(client: Any, traces: str, parameters: dict[str, Any]) -> pl.DataFrame:
     return _once(_frame(client, _sql("ancestors.sql", traces=traces), parameters)).with_columns(
-        pl.col("is_agent").cast(pl.Boolean), pl.col("agent_name", "agent_session").replace("", None)
+        pl.col("start").dt.replace_time_zone(None),
+        pl.col("is_agent", "is_tool", "is_chain").cast(pl.Boolean),
+        pl.col("agent_name", "agent_session", "rollout_above", "task_above").replace("", None),
     )
 
 
@@ -211,6 +214,46 @@ def read_ancestors(client: Any, traces: list[str]) -> pl.DataFrame:
     """
     named = "SELECT arrayJoin({traces:Array(String)})"
     return _ancestors(client, named, {"traces": traces})
+
+
+def find_span(client: Any, span_id: str, trace_id: str) -> list[dict[str, Any]]:
+    """Where a span is: `trace_id`, `span_id`, `start` (UTC), `service`, `name`, `gateway`, `operation`; one for each trace that has it.
+
+    Args:
+        trace_id: empty: any.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    sql = (
+        "SELECT TraceId AS trace_id, SpanId AS span_id, toTimeZone(min(Timestamp), 'UTC') AS start, "
+        "toString(any(ServiceName)) AS service, toString(any(SpanName)) AS name, "
+        "any(SpanAttributes['spanloop.gateway']) = 'true' AS gateway, "
+        "any(SpanAttributes['gen_ai.operation.name']) AS operation FROM otel_traces "
+        "WHERE SpanId = {span:String} AND ({trace:String} = '' OR TraceId = {trace:String}) "
+        "GROUP BY TraceId, SpanId ORDER BY TraceId LIMIT 10"
+    )
+    found = _frame(client, sql, {"span": span_id, "trace": trace_id})
+    return found.with_columns(
+        pl.col("start").dt.replace_time_zone("UTC"), pl.col("gateway").cast(pl.Boolean)
+    ).to_dicts()
+
+
+def read_other_spans(client: Any, window: Window, *, model_calls: bool, limit: int) -> pl.DataFrame:
+    """Spans that `read_spans` does not give: `trace_id`, `span_id`, `start`, `detail` (service and name).
+
+    Args:
+        model_calls: those of conventions that are not known; else whatever is no model call.
+        limit: the most rows; the first in time.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    parameters = window.parameters()
+    anyone = " OR ".join(f"({flavour.recognise})" for flavour in flavours())
+    asked = {"erased": _erased(client, parameters), "model_calls": model_calls, "limit": limit}
+    frame = _frame(client, _sql("others.sql", recognise=anyone), {**parameters, **asked})
+    return frame.with_columns(pl.col("start").dt.replace_time_zone(None))
 
 
 def days(client: Any, window: Window) -> list[int]:
@@ -238,7 +281,10 @@ def fingerprint(client: Any, window: Window) -> str:
     """
     parameters = window.parameters()
     erased = _erased(client, parameters)
-    return str(_frame(client, _sql("fingerprint.sql"), {**parameters, "erased": erased}).item())
+    # Most stores have none, and looking for those of the window's spans is not free.
+    logs = _frame(client, "SELECT count() AS records FROM otel_logs").item()
+    sql = _sql("fingerprint.sql", logs=_sql("fingerprint_logs.sql") if logs else "'-0-00'")
+    return str(_frame(client, sql, {**parameters, "erased": erased}).item())
 
 
 class Size(NamedTuple):
@@ -269,7 +315,27 @@ def read_rewards(client: Any) -> pl.DataFrame:
     Raises:
         StoreUnavailable: the store did not answer.
     """
-    return _frame(client, _sql("rewards.sql"))
+    return _frame(client, _sql("rewards.sql")).with_columns(pl.col("time").dt.replace_time_zone(None))
+
+
+def read_all_rewards(client: Any) -> pl.DataFrame:
+    """Every judgement, with `computed`: whether `build` made it.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    found = _frame(client, _sql("all_rewards.sql"))
+    return found.with_columns(pl.col("time").dt.replace_time_zone(None), pl.col("computed").cast(pl.Boolean))
+
+
+def read_usage(client: Any, window: Window) -> pl.DataFrame:
+    """`trace_id`, `span_id`, `response_id`, `is_gateway`, `input_tokens?`, `output_tokens?` of spans that say them.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    found = _frame(client, _sql("usage.sql"), window.parameters())
+    return found.with_columns(pl.col("is_gateway").cast(pl.Boolean))
 
 
 def span_range(client: Any) -> tuple[int, str, str]:

@@ -23,7 +23,7 @@ _COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "episode_id": pl.String,  # the run it belongs to
     "step": pl.Int32,  # 0, 1, … in the order of start
     "choice": pl.Int32,  # which of n answers, from 0
-    "parent_episode_id": pl.String,  # null: called by no other episode
+    "parent_episode_id": pl.String,  # the episode that called this one as a step; null: none
     "task_id": pl.String,  # the rollouts of one task form a group
     "agent": pl.String,
     "trace_id": pl.String,
@@ -38,10 +38,11 @@ _COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "done": pl.Boolean,
     "status": pl.Enum(STATUSES),
     "error_type": pl.String,
+    "failure": pl.String,  # one of `failures.FAILURES` (docs/episodes.md); null: none
     "finish_reason": pl.String,  # of this choice; `length` is a whole action that hit the token limit
     "reward": pl.Float64,  # null: unscored, never 0
-    "return_": pl.Float64,
-    "advantage": pl.Float64,
+    "return_": pl.Float64,  # discounted sum of what was earned from this step on (docs/credit.md)
+    "advantage": pl.Float64,  # null: unscored, or there is nothing to compare with
     "reward_parts": pl.List(REWARD_PART),  # every source, unweighted
     "policy": pl.String,
     "policy_version": pl.String,
@@ -52,6 +53,7 @@ _COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "prompt_ids": pl.List(pl.Int32),  # null: not captured
     "completion_ids": pl.List(pl.Int32),
     "logprobs": pl.List(pl.Float64),  # behaviour log-probabilities, aligned with completion_ids
+    "flags": pl.List(pl.String),  # what the recording does not say exactly (docs/flavours.md); empty: nothing
     "weight": pl.Float64,
     "split": pl.String,
 }

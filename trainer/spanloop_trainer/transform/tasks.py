@@ -10,6 +10,7 @@ import polars as pl
 
 from spanloop_trainer.config import Config
 from spanloop_trainer.errors import ConfigError
+from spanloop_trainer.transform.tree import resolve
 
 # Share of tasks in no file that go to the test split, in percent.
 TEST_PERCENT = 20
@@ -104,16 +105,18 @@ def assign_tasks(calls: pl.DataFrame, tasks: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         calls: of whole episodes, in the order of `row`: `episode_id`, `explicit_task`, `asked` (`prompt_hash` of the first
-            user message; both may be null).
+            user message; both may be null), `lineage` (the episode whose task this one keeps; null: its own).
         tasks: of `read_tasks`.
     """
     episodes = calls.group_by("episode_id", maintain_order=True).agg(
-        pl.col("explicit_task").drop_nulls().first(), pl.col("asked").first()
+        pl.col("explicit_task").drop_nulls().first(), pl.col("asked").first(), pl.col("lineage").first()
     )
     known = tasks.select(prompt_hash(tasks["prompt"]).alias("asked"), pl.col("task_id").alias("found"))
     episodes = episodes.join(known, on="asked", how="left", maintain_order="left").select(
-        "episode_id", pl.coalesce("explicit_task", "found", "asked", pl.lit("prompt-none")).alias("task_id")
-    )
+        "episode_id", "explicit_task", "lineage",
+        pl.coalesce("explicit_task", "found", "asked", pl.lit("prompt-none")).alias("task_id"),
+    )  # fmt: skip
+    episodes = _of_lineage(episodes)
     episodes = episodes.join(
         tasks.select("task_id", "split"), on="task_id", how="left", maintain_order="left"
     )
@@ -128,3 +131,16 @@ def assign_tasks(calls: pl.DataFrame, tasks: pl.DataFrame) -> pl.DataFrame:
     return episodes.join(hashed, on="task_id", how="left", maintain_order="left").select(
         "episode_id", "task_id", pl.coalesce("split", "hashed").alias("split")
     )
+
+
+def _of_lineage(episodes: pl.DataFrame) -> pl.DataFrame:
+    """The task of the run that called an episode, unless its own spans name one; `episode_id` and `task_id`."""
+    if episodes["lineage"].null_count() == episodes.height:
+        return episodes.select("episode_id", "task_id")
+    numbered = episodes.with_row_index("place")
+    origin = numbered.select(pl.col("episode_id").alias("lineage"), pl.col("place").alias("origin"))
+    named = pl.col("explicit_task").is_not_null() | pl.col("origin").is_null()
+    up = numbered.join(origin, on="lineage", how="left", maintain_order="left").select(
+        pl.when(named).then("place").otherwise("origin").alias("up")
+    )["up"]
+    return episodes.select("episode_id", episodes["task_id"].gather(resolve(up)))

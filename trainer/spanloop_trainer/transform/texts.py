@@ -15,7 +15,7 @@ import polars as pl
 from spanloop_trainer.transform.pieces import shifted
 
 # Of texts and tokens in a bucket; what is made of them takes a few times as much.
-BUCKET_BYTES = 128 << 20
+BUCKET_BYTES = 32 << 20
 
 
 class Texts(Protocol):

@@ -8,11 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntFlag
 from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
 import polars as pl
+
+
+class Flag(IntFlag):
+    """What a recording does not say exactly about a call; its name in small letters is what a row carries (docs/flavours.md)."""
+
+    MERGED_TOOL_RESULTS = 1  # results of several tool calls stand in one text and cannot be told apart
+    RENAMED_ROLES = 2  # roles that no model API knows; the nearest known ones are shown
+    CACHED = 4  # answered from a cache: no server saw it
+    RENDERED_TOOL_RESULTS = 8  # a result was recorded as a value: its JSON is shown, not what was sent
+    UNREAD_PARTS = 16  # parts of an unknown type, shown as recorded
+    LEFT_OUT_CONTENT = 32  # an image, audio or file was sent that is not in the recording
+    PAIRED_BY_ORDER = 64  # tool calls have ids of the record, not of the API; results are paired by order
+    ONLY_TEXT = 128  # a text was recorded, and no messages: it is shown as one of the user's
+    UNKNOWN_TOOLS = 256  # tools were called whose definitions are not recorded
+    PARTIAL_PROMPT = 512  # tool calls and results of a history have no attributes: they may be missing
+    EDITED_HISTORY = 1024  # the history is not what was said before, but goes on from it (docs/episodes.md)
+    COMPACTED = 2048  # a history that was cut or summed up: a fork (docs/episodes.md)
+    PROMPT_REPLACED = 4096  # the gateway sent another system prompt than `state` shows (docs/prompts.md)
+
+    # Neither usage nor a finish reason is recorded: that the answer is whole is known from the span's status alone.
+    END_NOT_RECORDED = 8192
+
+    def names(self) -> list[str]:
+        """In the order above."""
+        return [str(flag.name).lower() for flag in self]
 
 
 class Message(NamedTuple):
@@ -24,6 +50,7 @@ class Message(NamedTuple):
     text: str | None  # plain text; None: no text
     finish_reason: str | None = None  # of an answer; None: not recorded
     tool_calls: int = 0
+    flags: int = 0  # of `Flag`
 
 
 # Facts of a call that are read alike whatever the flavour: column → SQL over a row of `otel_traces`. What a convention records
@@ -45,6 +72,12 @@ FACTS: Mapping[str, str] = MappingProxyType(
         "input_verbatim": "''",
         "output_verbatim": "''",
         "tools": "''",
+        # Exact tokens that the exporter recorded inside the agent, by the gateway's names; empty: none.
+        "own_prompt_ids": "JSONExtract(SpanAttributes['spanloop.prompt_token_ids'], 'Array(Int32)')",
+        "own_completion_ids": "JSONExtract(SpanAttributes['spanloop.completion_token_ids'], 'Array(Array(Int32))')",
+        "own_logprobs": "JSONExtract(SpanAttributes['spanloop.completion_logprobs'], 'Array(Array(Float64))')",
+        # Of `Flag`, where attributes tell.
+        "flags": "0",
     }
 )
 
@@ -66,8 +99,10 @@ class Flavour:
         tools: the recorded tool definitions to OpenAI form (JSON); None where they do not parse.
         facts: those of `FACTS` that are recorded elsewhere.
         joined: SQL behind `FROM otel_traces`: a JOIN, where a part of the call is recorded in other rows.
+        prepared: select list over a row of `otel_traces` that the rest may build on. The engine puts an alias's whole expression
+            into each of its places; what stands here is worked out once.
         quick: for speed: reads a column of raw messages at once, as `prompt` and `answer` would (the fields of `Message`, one row
-            each, in order; null `chat`: left to them). None: there is none.
+            each, in order, `flags` may be missing; null `chat`: left to them). None: there is none.
     """
 
     name: str
@@ -78,6 +113,7 @@ class Flavour:
     tools: Callable[[str], str | None]
     facts: Mapping[str, str] = field(default_factory=dict)
     joined: str = ""
+    prepared: str = ""
     quick: Callable[[pl.Series], pl.DataFrame] | None = None
 
     def select_list(self) -> str:
@@ -85,10 +121,18 @@ class Flavour:
         facts = ",\n    ".join(f"({sql}) AS {name}" for name, sql in {**FACTS, **self.facts}.items())
         return f"{self.columns},\n    {facts}"
 
+    def spans(self) -> str:
+        """What the select list is taken from."""
+        return f"(SELECT *,\n{self.prepared}\nFROM otel_traces)" if self.prepared else "otel_traces"
+
 
 @cache
 def flavours() -> tuple[Flavour, ...]:
     """All known flavours; the first that recognises a span reads it."""
+    from spanloop_trainer.transform.flavours.events import EVENTS
     from spanloop_trainer.transform.flavours.gen_ai import GEN_AI
+    from spanloop_trainer.transform.flavours.legacy import LEGACY
+    from spanloop_trainer.transform.flavours.openinference import OPENINFERENCE
+    from spanloop_trainer.transform.flavours.vercel import VERCEL
 
-    return (GEN_AI,)
+    return (GEN_AI, VERCEL, LEGACY, OPENINFERENCE, EVENTS)

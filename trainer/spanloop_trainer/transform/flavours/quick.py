@@ -1,6 +1,6 @@
 """The commonest messages of `gen_ai`, read by Polars: one text, one tool call, one tool result.
 
-`gen_ai.messages` is the definition: for every message that this module reads, the two give the same (a property test holds
+`chat.read` is the definition: for every message that this module reads, the two give the same (a property test holds
 them together), and what it does not read it leaves to that function. It exists for speed alone: five of six messages
 are of these shapes, and a regular expression over a column costs a tenth of a function call in Python.
 """
@@ -18,11 +18,13 @@ _VALUE = f'(?:"{_INSIDE}"|{_NUMBER}|true|false|null)'
 # Keys without escapes, so that equal keys are equal text.
 _PAIR = rf'"[^"\\\x00-\x1f]*":{_VALUE}'
 _FLAT = rf"(\{{(?:{_PAIR}(?:,{_PAIR})*)?\}})"
-_HEAD = r'^\{"role":"([a-z_]+)","parts":\[\{'
-_FINISH = r'(?:,"finish_reason":"([a-z_]+)")?'
+# The roles of the API; others are renamed.
+_HEAD = r'^\{"role":"(system|developer|user|assistant|tool)","parts":\[\{'
+_OTHERS = r'^\{"role":"(user|tool)","parts":\[\{'
+_FINISH = r'(?:,"finish_reason":"([a-z_]+)")?(?:,"name":null)?'
 _TAIL = rf"\}}\]{_FINISH}\}}$"
 _ONE_TEXT = rf'{_HEAD}(?:"type":"text","content":{_TEXT}|"content":{_TEXT},"type":"text"){_TAIL}'
-_ONE_RESULT = rf'{_HEAD}"type":"tool_call_response","id":{_TEXT},"response":{_TEXT}{_TAIL}'
+_ONE_RESULT = rf'{_OTHERS}"type":"tool_call_response","id":{_TEXT},"response":{_TEXT}{_TAIL}'
 _ONE_CALL = (
     rf'{_HEAD}"type":"tool_call",(?:"name":{_TEXT},"id":{_TEXT}|"id":{_TEXT},"name":{_TEXT}),'
     rf'"arguments":(?:{_TEXT}|{_FLAT}){_TAIL}'
@@ -49,7 +51,7 @@ def _plain(inside: pl.Expr) -> pl.Expr:
 
 
 def _arguments(flat: pl.Expr) -> pl.Expr:
-    """A flat JSON object as `gen_ai.dump` writes it (a space after each separator), as the inside of a JSON string."""
+    """A flat JSON object as `chat.dump` writes it (a space after each separator), as the inside of a JSON string."""
     # A pair's key, or a value that is not the last, with the separator behind it; the last one's bracket gets a space too.
     spaced = flat.str.replace_all(rf'("{_INSIDE}"|[^",:{{}}]+)([,:}}])', "$1$2 ").str.strip_suffix(" ")
     return spaced.str.replace_many(["\\", '"'], ["\\\\", '\\"'])
@@ -65,7 +67,7 @@ def messages(raw: pl.Series) -> pl.DataFrame:
     """Read many raw messages.
 
     Returns:
-        One row each, in order: the fields of `Message`; null `chat`: left to `gen_ai.messages`.
+        One row each, in order: the fields of `Message`; null `chat`: left to `chat.read`.
     """
     frame = raw.alias("raw").to_frame().with_row_index("place")
     role, finish = _group(1), _group(4)
@@ -86,7 +88,9 @@ def messages(raw: pl.Series) -> pl.DataFrame:
     calls, frame = _split(frame, _ONE_CALL)
     name, identity = pl.coalesce(_group(2), _group(5)), pl.coalesce(_group(3), _group(4))
     flat = _group(7)
-    calls = calls.filter(flat.is_null() | _keys_differ(flat)).select(
+    # Ids of the Responses API carry a flag.
+    plain = ~identity.str.starts_with("fc_") & (flat.is_null() | _keys_differ(flat))
+    calls = calls.filter(plain).select(
         "place",
         _joined(
             '{"role": "', role, '", "content": null, "tool_calls": [{"id": "', identity,

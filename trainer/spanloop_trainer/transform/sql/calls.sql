@@ -24,13 +24,10 @@ SELECT
         ResourceAttributes['spanloop.task.id']) AS explicit_task,
     toString(StatusCode) = 'Error' AS failed,
     if(SpanAttributes['error.type'] != '', SpanAttributes['error.type'], if(failed, StatusMessage, '')) AS error_type,
-    -- What the exporter recorded inside the agent, where the server named it: the gateway's stamps by the same names.
+    -- What the exporter recorded inside the agent, where the server named it: the gateway's stamp by the same name.
     SpanAttributes['spanloop.model.version'] AS own_served_version,
-    JSONExtract(SpanAttributes['spanloop.prompt_token_ids'], 'Array(Int32)') AS own_prompt_ids,
-    JSONExtract(SpanAttributes['spanloop.completion_token_ids'], 'Array(Array(Int32))') AS own_completion_ids,
-    JSONExtract(SpanAttributes['spanloop.completion_logprobs'], 'Array(Array(Float64))') AS own_logprobs,
     /* columns */
-FROM otel_traces /* joined */
+FROM /* spans */ /* joined */
 WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64})
   AND Timestamp < fromUnixTimestamp64Nano({until:Int64})
   AND (empty({services:Array(String)}) OR has({services:Array(String)}, toString(ServiceName)))

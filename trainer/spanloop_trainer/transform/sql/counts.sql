@@ -7,8 +7,6 @@ SELECT
         AND SpanAttributes['gen_ai.operation.name'] != 'embeddings') AS gateway,
     uniqExactIf(cityHash64(TraceId, SpanId), SpanAttributes['spanloop.gateway'] != 'true' AND (
         SpanAttributes['gen_ai.operation.name'] IN ('chat', 'text_completion', 'generate_content')
-        OR SpanAttributes['llm.request.type'] IN ('chat', 'completion')
-        OR SpanAttributes['openinference.span.kind'] = 'LLM'
         OR (/* recognise */))) AS model_calls,
     [/* flavours */] AS by_flavour
 FROM otel_traces

@@ -1,12 +1,13 @@
--- Judgements by others, one row an id: the newest, so that a judgement can be taken back. Rule rewards are computed afresh;
--- their rows (for dashboards) are not read back.
+-- Judgements by others, one row an id: the newest, so that a judgement can be taken back. What `build` computes itself (rules,
+-- verifiers, its judge) it computes afresh; those rows are for dashboards, and are not read back.
 SELECT
-    id, trace_id, span_id, response_id, session_id,
+    id, toTimeZone(time, 'UTC') AS time, trace_id, span_id, response_id, session_id,
     toString(name) AS name, value, toString(source) AS source,
     toString(evaluator) AS evaluator, toString(evaluator_version) AS version
 FROM
 (
-    SELECT * FROM rewards WHERE source != 'rule' ORDER BY id, time DESC, received DESC, value LIMIT 1 BY id
+    SELECT * FROM rewards WHERE source != 'rule' AND NOT startsWith(id, 'spanloop.build:')
+    ORDER BY id, time DESC, received DESC, value LIMIT 1 BY id
 )
 WHERE isFinite(value)
 ORDER BY id

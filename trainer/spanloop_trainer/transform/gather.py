@@ -1,0 +1,113 @@
+"""Where a build's calls come from: the store at once, the store in parts, or the pieces that shards left.
+
+Pieces hold texts of traces. They lie in the dataset's folder, beside the rows that hold the same texts: deleting the folder deletes
+them, and `spanloop erase` looks into both.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spanloop_trainer.errors import TransformError
+from spanloop_trainer.transform.parts import (
+    AT_ONCE_BYTES,
+    PIECES,
+    Part,
+    cut,
+    finished_parts,
+    read_parts,
+    remove_others,
+    sharded,
+    slim,
+    take_over,
+    window_of,
+)
+from spanloop_trainer.transform.pieces import Slim, canonical
+from spanloop_trainer.transform.read import Window, read_spans
+from spanloop_trainer.transform.texts import BUCKET_BYTES, InMemory, OnDisk, Texts
+
+# Texts and tokens by bucket, while a build runs.
+BUCKETS = ".buckets"
+
+
+class Memory(NamedTuple):
+    """How a window is cut; no setting of it has a say in the result.
+
+    Attributes:
+        parts: read one after another; None: as many as keep a part small.
+        bucket_bytes: of texts and tokens that are put together at a time.
+    """
+
+    parts: int | None = None
+    bucket_bytes: int = BUCKET_BYTES
+
+
+@contextmanager
+def gathered(
+    client: Any,
+    window: Window,
+    out: Path,
+    *,
+    parent: Path | None,
+    merge: bool,
+    memory: Memory,
+    progress: Callable[[str], None],
+) -> Iterator[tuple[Slim, Texts]]:
+    """The slim rows of a window, and where its texts are; texts on disk live as long as the context.
+
+    Args:
+        out: folder of the dataset; pieces and buckets are made in it. Pieces stay there after success if `parent` is given.
+        parent: folder of an earlier dataset, whose pieces are taken over where the store's rows are the same.
+        merge: the window is that of the shards in `out`, and they are put together.
+
+    Raises:
+        TransformError: shards that were not asked for lie in `out`, or asked for are not all there.
+        StoreUnavailable: the store did not answer.
+    """
+    if not merge and sharded(out):
+        raise TransformError(
+            f"{out / PIECES} holds shards that wait for a merge",
+            f"spanloop build --out {out} --merge, or choose another --out",
+        )
+    pieces, buckets = out / PIECES, out / BUCKETS
+    shutil.rmtree(buckets, ignore_errors=True)  # of a build that was killed
+    older = merge or parent is not None
+    try:
+        slices = _slices(client, window, out, parent=parent, merge=merge, memory=memory)
+        if len(slices) == 1 and not merge and parent is None:
+            shutil.rmtree(pieces, ignore_errors=True)
+            progress("reading spans")
+            piece = canonical(read_spans(client, window))
+            yield piece.slim, InMemory(piece.texts, piece.tokens)
+            return
+        remove_others(pieces, slices)
+        parts = read_parts(client, slices, pieces, kept=merge or parent is not None, progress=progress)
+        buckets.mkdir(parents=True)
+        yield (
+            slim(client, parts, older=older),
+            OnDisk([part.folder for part in parts], buckets, memory.bucket_bytes),
+        )
+        if parent is None:
+            shutil.rmtree(pieces)
+    except BaseException:
+        # Nothing with texts stays where no dataset tells of it. What shards left is theirs.
+        if not merge:
+            shutil.rmtree(pieces, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(buckets, ignore_errors=True)
+
+
+def _slices(
+    client: Any, window: Window, out: Path, *, parent: Path | None, merge: bool, memory: Memory
+) -> Sequence[Window | Part]:
+    if merge:
+        # Their rows are compared with the store's again: something may have come late, or been erased.
+        return [window_of(part) for part in finished_parts(out)]
+    if parent is not None:
+        return take_over(client, parent, out / PIECES, window)
+    return cut(client, window, memory.parts, AT_ONCE_BYTES)

@@ -1,0 +1,77 @@
+"""The rows that a build lost for one reason: from `lost.parquet`, else from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from spanloop_trainer.errors import DatasetError
+from spanloop_trainer.transform.dataset import LOST_ROWS, Manifest, read_manifest
+from spanloop_trainer.transform.funnel import LOST
+from spanloop_trainer.transform.read import Window, read_other_spans
+
+# Losses of spans that a build does not read; the rest is in `lost.parquet`.
+NO_MODEL_CALL = "no model call (tools, agents, HTTP, …)"
+NOT_READ = "model call of a flavour that is not read"
+
+
+def find_reason(manifest: Manifest, asked: str) -> str:
+    """The reason that somebody means.
+
+    Args:
+        asked: its number in the funnel, from 1, or words of it.
+
+    Raises:
+        DatasetError: there is none, or several; the message lists all.
+    """
+    reasons: list[str] = list(manifest.counts.get("lost", {}))
+    if asked.isdecimal() and 1 <= int(asked) <= len(reasons):
+        return reasons[int(asked) - 1]
+    found = [reason for reason in reasons if asked.casefold() in reason.casefold()]
+    if len(found) == 1:
+        return found[0]
+    listed = "; ".join(f"{number}: {reason}" for number, reason in enumerate(reasons, 1)) or "it lost nothing"
+    raise DatasetError(
+        f"{'no reason has' if not found else f'{len(found)} reasons have'} {asked!r} in it",
+        f"one of: {listed}",
+    )
+
+
+def lost_rows(folder: Path, reason: str, limit: int, connect: Callable[[], Any]) -> pl.DataFrame:
+    """Rows lost for a reason, in the order of start: columns `funnel.LOST`.
+
+    Args:
+        reason: of `find_reason`.
+        limit: the most rows.
+        connect: opens the store; called for spans that no build reads.
+
+    Raises:
+        DatasetError: the folder is no finished dataset, or `lost.parquet` is broken.
+        StoreUnavailable: the store did not answer.
+    """
+    manifest = read_manifest(folder)
+    if reason not in (NO_MODEL_CALL, NOT_READ):
+        path = folder / LOST_ROWS
+        try:
+            return pl.read_parquet(path).filter(pl.col("reason") == reason).head(limit)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DatasetError(
+                f"{path} cannot be read: {str(error).splitlines()[0]}", f"spanloop build --out {folder}"
+            ) from error
+    since, until = (_moment(manifest.query.get(name)) for name in ("since", "until"))
+    window = Window(since, until, tuple(manifest.query.get("services", ())))
+    spans = read_other_spans(connect(), window, model_calls=reason == NOT_READ, limit=limit)
+    return LOST.to_frame().clear().vstack(
+        spans.select(
+            pl.lit(reason).alias("reason"), "trace_id", "span_id", "start",
+            *(pl.lit(None, pl.String).alias(name) for name in ("episode_id", "task_id")), "detail",
+        )
+    )  # fmt: skip
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

@@ -1,0 +1,1 @@
+"""Filters: conditions, decontamination, duplicates, the cap a task."""
