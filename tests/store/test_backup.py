@@ -103,7 +103,8 @@ def test_the_tar_is_one_that_others_read(source: tuple[str, dict[str, Any]], tmp
         names = tar.getnames()
         assert names[-1] == "manifest.json"
         assert {"otel_traces/2026-05-01.native.zst", "otel_traces/2026-05-02.native.zst"} < set(names)
-        tar.extractall(tmp_path / "out", filter="data")
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "b.tar", "-C", tmp_path / "out"], check=True)
     assert restore(f"chdb://{tmp_path}/r", str(tmp_path / "out")).rows["otel_traces"] == SPANS
 
 

@@ -9,6 +9,7 @@ UNKNOWN_TABLE = 60
 BAD_ARGUMENTS = 36
 UNKNOWN_FORMAT = 73
 UNKNOWN_COMPRESSION_METHOD = 89
+INCORRECT_DATA = 117
 READONLY = 164
 NETWORK_ERROR = 210
 UNKNOWN_EXCEPTION = 1002
@@ -25,6 +26,7 @@ _NAMES = {
     BAD_ARGUMENTS: "BAD_ARGUMENTS",
     UNKNOWN_FORMAT: "UNKNOWN_FORMAT",
     UNKNOWN_COMPRESSION_METHOD: "UNKNOWN_COMPRESSION_METHOD",
+    INCORRECT_DATA: "INCORRECT_DATA",
     READONLY: "READONLY",
     NETWORK_ERROR: "NETWORK_ERROR",
     UNKNOWN_EXCEPTION: "UNKNOWN_EXCEPTION",
@@ -76,6 +78,11 @@ def from_engine(error: Exception) -> EndpointError:
         # chDB's own parser reads SELECT, FROM or a file where the rows should begin.
         return EndpointError(
             BAD_ARGUMENTS, "an INSERT with rows behind its FORMAT takes no SELECT and no FROM"
+        )
+    if isinstance(error.__cause__, RuntimeError) and not str(error.__cause__):
+        # Python before 3.11.4 loses the engine's message, bytes and all, where it quotes data that is no UTF-8.
+        return EndpointError(
+            INCORRECT_DATA, "the query or its data is no UTF-8, and neither is what the engine says of it"
         )
     start = text.find("Code: ")
     match = _CODE.search(text)

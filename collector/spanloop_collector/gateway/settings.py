@@ -13,7 +13,9 @@ from typing import Any, Final
 from spanloop_collector.gateway.errors import GatewayConfigError
 
 # All that spanloop.toml may hold; the others are read by `build` and by redaction.
-TABLES: Final = frozenset({"credit", "gateway", "redaction", "rewards", "tasks"})
+TABLES: Final = frozenset(
+    {"credit", "filters", "gateway", "judge", "redaction", "rewards", "tasks", "watermark"}
+)
 SAMPLING: Final = frozenset(
     {
         "temperature",
