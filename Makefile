@@ -22,7 +22,7 @@ demo: setup
 	@$(BIN)/python examples/calculator/demo.py
 
 test: check
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	@$(BIN)/ruff format --check .

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 from bench.transform_spans import fill, fill_trace  # noqa: E402
 from spanloop_store import Engine  # noqa: E402
 from spanloop_trainer.config import Config  # noqa: E402
-from spanloop_trainer.reward_settings import RewardRule  # noqa: E402
+from spanloop_trainer.config.rewards import RewardRule  # noqa: E402
 
 SIZES = (62_496, 250_008, 1_000_008)
 CONFIG = Config(rewards=(RewardRule(name="done", expression="CASE WHEN steps = 3 THEN 1.0 ELSE 0.0 END"),))
@@ -55,7 +55,7 @@ class Arrow:
     """What the projected queries return for a whole store, as Arrow tables in memory."""
 
     def __init__(self, client: Any) -> None:
-        from spanloop_trainer.transform.read import Window, read_rewards, read_spans
+        from spanloop_trainer.transform.reading.read import Window, read_rewards, read_spans
 
         # The first read opens the store's files.
         self.read = best(2, lambda: read_spans(client, Window()))
@@ -68,9 +68,9 @@ class Arrow:
         import polars as pl
 
         from spanloop_trainer.transform import transform
+        from spanloop_trainer.transform.episodes.tasks import read_tasks
         from spanloop_trainer.transform.funnel import Funnel
-        from spanloop_trainer.transform.read import Spans
-        from spanloop_trainer.transform.tasks import read_tasks
+        from spanloop_trainer.transform.reading.read import Spans
 
         calls, gateway, ancestors = (pl.DataFrame(table) for table in self.tables)
         spans = Spans(calls, gateway, ancestors, self.counts)

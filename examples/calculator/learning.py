@@ -385,7 +385,7 @@ class Loop:
         import polars as pl
 
         from spanloop_trainer.transform import load_dataset
-        from spanloop_trainer.transform.dataset import write_dataset
+        from spanloop_trainer.transform.datasets.dataset import write_dataset
 
         manifest, frame = load_dataset(played.dataset)
         scored = frame.filter(pl.col("reward").is_not_null())

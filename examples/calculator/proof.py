@@ -30,7 +30,7 @@ from spanloop_trainer.report.result import (
     VersionResult,
 )
 from spanloop_trainer.transform import load_dataset
-from spanloop_trainer.transform.tasks import read_tasks
+from spanloop_trainer.transform.episodes.tasks import read_tasks
 
 IMITATED = f"{IMITATION}@1"
 

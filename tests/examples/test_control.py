@@ -8,8 +8,8 @@ import learning
 import plan
 import polars as pl
 
-from spanloop_trainer.transform.dataset import load_dataset, write_dataset
-from spanloop_trainer.transform.schema import TRANSITIONS
+from spanloop_trainer.transform.datasets.dataset import load_dataset, write_dataset
+from spanloop_trainer.transform.datasets.schema import TRANSITIONS
 
 
 def test_rewards_move_between_episodes_and_stay_one_an_episode(tmp_path: Path) -> None:

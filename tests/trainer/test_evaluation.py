@@ -16,8 +16,8 @@ from spanloop_store import connect, registry
 from spanloop_trainer.errors import EvaluationError
 from spanloop_trainer.evaluation import compare, paired_bootstrap
 from spanloop_trainer.promotion import promote
-from spanloop_trainer.transform.dataset import write_dataset
-from spanloop_trainer.transform.schema import TRANSITIONS
+from spanloop_trainer.transform.datasets.dataset import write_dataset
+from spanloop_trainer.transform.datasets.schema import TRANSITIONS
 
 Row = tuple[str, str, str, str, float | None, str]  # episode, agent, task, version, reward, status
 

@@ -17,7 +17,7 @@ from tests.trainer.algorithms.datasets import TEMPLATE, transitions, write
 
 from spanloop_store import audit, connect
 from spanloop_trainer.transform import load_dataset
-from spanloop_trainer.transform.schema import TRANSITIONS
+from spanloop_trainer.transform.datasets.schema import TRANSITIONS
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 

@@ -22,7 +22,7 @@ from spanloop_trainer.models import ModelSource, find_model, load, read_training
 from spanloop_trainer.rendering import ChatTemplate, RenderedText, render_transition, transition_ids
 from spanloop_trainer.settings import ALGORITHMS, POLICY_GRADIENT, ResolvedSettings, Settings
 from spanloop_trainer.tokenizer import fingerprint
-from spanloop_trainer.transform.dataset import load_dataset
+from spanloop_trainer.transform.datasets.dataset import load_dataset
 
 _RECORD = "training.json"
 

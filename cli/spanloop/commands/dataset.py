@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from spanloop_trainer.transform import Manifest
-    from spanloop_trainer.transform.compare import Difference
+    from spanloop_trainer.transform.datasets.compare import Difference
 
 _folder = click.Path(file_okay=False, path_type=Path)
 limit_option = click.option(
@@ -42,7 +42,7 @@ def command() -> None:
 @json_option
 def show(folder: Path, limit: int, as_json: bool) -> None:
     """Show what a dataset is made of: window, funnel, splits, and its first rows."""
-    from spanloop_trainer.transform.dataset import open_dataset
+    from spanloop_trainer.transform.datasets.dataset import open_dataset
 
     manifest, rows = open_dataset(folder)
     names = ["episode_id", "step", "choice", "status", "reward", "advantage", "split", "task_id", "span_id"]
@@ -73,8 +73,8 @@ def show(folder: Path, limit: int, as_json: bool) -> None:
 def lost(folder: Path, reason: str | None, limit: int, store: str, as_json: bool) -> None:
     """Show spans that the build lost for a reason; the store is asked for spans that no build reads."""
     from spanloop_store import connect
-    from spanloop_trainer.transform.dataset import read_manifest
-    from spanloop_trainer.transform.lost import find_reason, lost_rows
+    from spanloop_trainer.transform.datasets.dataset import read_manifest
+    from spanloop_trainer.transform.datasets.lost import find_reason, lost_rows
 
     manifest = read_manifest(folder)
     counts: dict[str, int] = manifest.counts.get("lost", {})
@@ -116,7 +116,7 @@ def lost(folder: Path, reason: str | None, limit: int, store: str, as_json: bool
 @json_option
 def diff(before: Path, after: Path, limit: int, as_json: bool) -> None:
     """Show rows added, removed and changed from A to B, by column, and rewards with their difference."""
-    from spanloop_trainer.transform.compare import compare
+    from spanloop_trainer.transform.datasets.compare import compare
 
     found = compare(before, after)
     if as_json:

@@ -58,7 +58,7 @@ def command(
     from spanloop_store import connect, registry
     from spanloop_trainer.config import load_config
     from spanloop_trainer.evaluation import evaluate
-    from spanloop_trainer.transform.tasks import read_tasks
+    from spanloop_trainer.transform.episodes.tasks import read_tasks
 
     field = by if by.startswith("task_") or not by else f"task_{by}"
     tasks = read_tasks(load_config(config or Path("spanloop.toml"))) if field else None

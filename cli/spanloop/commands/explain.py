@@ -37,7 +37,7 @@ def command(span_id: str, dataset: Path | None, config: Path | None, store: str,
     """Tell how the row of a span came to be: flavour, twins, episode, task, rewards, credit, filters; or why there is none."""
     from spanloop_store import connect
     from spanloop_trainer.config import load_config
-    from spanloop_trainer.transform.dataset import read_manifest
+    from spanloop_trainer.transform.datasets.dataset import read_manifest
     from spanloop_trainer.transform.explain import explain
 
     if config is None and Path("spanloop.toml").is_file():

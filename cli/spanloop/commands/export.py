@@ -61,7 +61,7 @@ def command(
     from spanloop_trainer.config import load_config
     from spanloop_trainer.export.rows import Chosen
     from spanloop_trainer.export.write import check_form, export
-    from spanloop_trainer.transform.dataset import read_manifest
+    from spanloop_trainer.transform.datasets.dataset import read_manifest
 
     if config is None and Path("spanloop.toml").is_file():
         config = Path("spanloop.toml")

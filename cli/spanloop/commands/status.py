@@ -106,7 +106,7 @@ def _by_resource(
 
     from spanloop_store import StoreUrl, connect, flush
     from spanloop_trainer.config import load_config
-    from spanloop_trainer.transform.read import Window
+    from spanloop_trainer.transform.reading.read import Window
     from spanloop_trainer.transform.resources import by_resource
 
     if config is None and Path("spanloop.toml").is_file():

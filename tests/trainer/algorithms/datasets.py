@@ -12,8 +12,8 @@ import torch
 
 from spanloop_trainer.models import LoadedModel, find_model, load
 from spanloop_trainer.rendering import ChatTemplate, end_of_turn, render_transition
-from spanloop_trainer.transform.dataset import write_dataset
-from spanloop_trainer.transform.schema import TRANSITIONS
+from spanloop_trainer.transform.datasets.dataset import write_dataset
+from spanloop_trainer.transform.datasets.schema import TRANSITIONS
 
 TEMPLATE = """{%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\n' + message['content'] -}}

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from clickhouse_connect.driver.client import Client
 from hypothesis import strategies as st
 
-from spanloop_trainer.transform.calls import with_status
-from spanloop_trainer.transform.messages import read_messages
-from spanloop_trainer.transform.read import Window, read_spans
+from spanloop_trainer.transform.calls.distinct import with_status
+from spanloop_trainer.transform.reading.messages import read_messages
+from spanloop_trainer.transform.reading.read import Window, read_spans
 
 from .conftest import Row, insert
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.helpers.examples import few
 
 from spanloop_trainer.config import Config
-from spanloop_trainer.reward_settings import RewardRule
-from spanloop_trainer.transform.agents import _through
+from spanloop_trainer.config.rewards import RewardRule
+from spanloop_trainer.transform.episodes.agents import _through
 
 from .conftest import Agent, Build, Row, recorded, said, user
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.helpers.examples import few
 
-from spanloop_trainer.credit_settings import CREDIT_OPTIONS, Credit, CreditMethod
+from spanloop_trainer.config.credit import CREDIT_OPTIONS, Credit, CreditMethod
 from spanloop_trainer.errors import ConfigError
 from spanloop_trainer.transform.credit import (
     METHODS,

@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from spanloop_trainer.transform.calls import distinct_calls
-from spanloop_trainer.transform.chains import link_calls
-from spanloop_trainer.transform.episodes import assign_episodes
+from spanloop_trainer.transform.calls.distinct import distinct_calls
+from spanloop_trainer.transform.calls.tree import read_tree
+from spanloop_trainer.transform.episodes.assign import assign_episodes
+from spanloop_trainer.transform.episodes.chains import link_calls
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.pieces import canonical
-from spanloop_trainer.transform.tree import read_tree
+from spanloop_trainer.transform.pieces.piece import canonical
 
 from .trees import Recorder, result, run, said, system, used, user
 

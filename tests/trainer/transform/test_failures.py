@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from spanloop_trainer.config import Config
-from spanloop_trainer.transform.failures import FAILURES, LOOP_CALLS, REPEATED_CALLS, STALE_CALLS
+from spanloop_trainer.transform.episodes.failures import FAILURES, LOOP_CALLS, REPEATED_CALLS, STALE_CALLS
 
 from .trees import Recorder, result, run, said, used, user
 

@@ -23,9 +23,9 @@ from spanloop_store.errors import SpanloopError
 from spanloop_trainer.config import load_config
 from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform import build, load_dataset
+from spanloop_trainer.transform.datasets.schema import TRANSITIONS
 from spanloop_trainer.transform.explain import Explanation, explain
-from spanloop_trainer.transform.gather import Memory
-from spanloop_trainer.transform.schema import TRANSITIONS
+from spanloop_trainer.transform.pieces.gather import Memory
 
 from .conftest import Agent, Row, called, insert, result, said, user
 from .test_build import gateway

@@ -11,8 +11,8 @@ from clickhouse_connect.driver.client import Client
 
 from spanloop_store import connect
 from spanloop_trainer.transform.flavours import Flag
-from spanloop_trainer.transform.pieces import canonical
-from spanloop_trainer.transform.read import Window, read_spans
+from spanloop_trainer.transform.pieces.piece import canonical
+from spanloop_trainer.transform.reading.read import Window, read_spans
 
 from .conftest import Row, insert, said, user
 

@@ -20,7 +20,7 @@ from spanloop_store import connect
 from spanloop_trainer.config import Config
 from spanloop_trainer.errors import JudgeError
 from spanloop_trainer.transform import build, load_dataset
-from spanloop_trainer.transform.gather import Memory
+from spanloop_trainer.transform.pieces.gather import Memory
 from spanloop_trainer.transform.rewards.episode import Call, Episode
 from spanloop_trainer.transform.rewards.judge.memory import Forgetful
 from spanloop_trainer.transform.rewards.judge.prompts import read_order, read_score

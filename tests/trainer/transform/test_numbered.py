@@ -14,7 +14,7 @@ from tests.helpers.stores import laid
 
 from spanloop_store import connect
 from spanloop_trainer.transform.flavours import Flag, legacy
-from spanloop_trainer.transform.read import Window, read_spans
+from spanloop_trainer.transform.reading.read import Window, read_spans
 
 from .conftest import Row, insert
 from .numbered import CHAT, WRITERS, Chat, Json, calls, chats, plain, said, span

@@ -5,10 +5,10 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from spanloop_trainer.transform.calls import distinct_calls
+from spanloop_trainer.transform.calls.distinct import distinct_calls
+from spanloop_trainer.transform.calls.tree import read_tree
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.pieces import canonical
-from spanloop_trainer.transform.tree import read_tree
+from spanloop_trainer.transform.pieces.piece import canonical
 
 from .trees import Recorder, said, user
 

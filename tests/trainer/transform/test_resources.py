@@ -14,9 +14,9 @@ from clickhouse_connect.driver.client import Client
 
 from spanloop.main import cli
 from spanloop_trainer.config import Config
-from spanloop_trainer.reward_settings import RewardRule
+from spanloop_trainer.config.rewards import RewardRule
 from spanloop_trainer.transform import build
-from spanloop_trainer.transform.read import Window
+from spanloop_trainer.transform.reading.read import Window
 from spanloop_trainer.transform.resources import ByResource, by_resource, interval
 
 from .conftest import Agent, Row, insert, said, user

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from spanloop_trainer.transform.flavours import Flag
-from spanloop_trainer.transform.messages import read_messages
+from spanloop_trainer.transform.reading.messages import read_messages
 
 from .conftest import result, said, user
 

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from spanloop_trainer.config import Config, RewardRule, load_config
 from spanloop_trainer.errors import ConfigError, TransformError
+from spanloop_trainer.transform.episodes.tasks import read_tasks
 from spanloop_trainer.transform.rewards import Scorer
 from spanloop_trainer.transform.rewards.facts import CALL, EPISODE, blank
 from spanloop_trainer.transform.rewards.rules import check_rules, score_rules
 from spanloop_trainer.transform.rewards.totals import total
 from spanloop_trainer.transform.rewards.verifiers import find_verifiers
-from spanloop_trainer.transform.tasks import read_tasks
 
 from .conftest import Agent, Build, called, result, said, user
 

@@ -20,12 +20,12 @@ from spanloop_store import connect, erase
 from spanloop_store.lineage import trace_lineage
 from spanloop_store.subjects import Subject
 from spanloop_trainer.config import Config
-from spanloop_trainer.credit_settings import Credit
+from spanloop_trainer.config.credit import Credit
+from spanloop_trainer.config.rewards import RewardRule
 from spanloop_trainer.errors import TransformError
-from spanloop_trainer.reward_settings import RewardRule
 from spanloop_trainer.transform import Manifest, build
 from spanloop_trainer.transform.build import build_shard
-from spanloop_trainer.transform.gather import Memory
+from spanloop_trainer.transform.pieces.gather import Memory
 
 from .conftest import Agent, Row, called, insert, recorded, result, said, user
 from .test_build import gateway

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.helpers.examples import few
 
-from spanloop_trainer.transform.tasks import hash_of
+from spanloop_trainer.transform.reading.hashes import hash_of
 
 from .trees import Plan, World, run
 

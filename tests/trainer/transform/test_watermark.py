@@ -11,8 +11,8 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from spanloop_trainer.config import Config
+from spanloop_trainer.config.rewards import Watermark
 from spanloop_trainer.errors import TransformError
-from spanloop_trainer.reward_settings import Watermark
 from spanloop_trainer.transform import build, load_dataset
 from spanloop_trainer.transform.funnel import Funnel
 from spanloop_trainer.transform.rewards import waited_for, watermark_of

@@ -16,10 +16,10 @@ import polars as pl
 
 from spanloop_trainer.config import Config
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.pieces import Piece, canonical, shifted, together
+from spanloop_trainer.transform.pieces.piece import Piece, canonical, shifted, together
+from spanloop_trainer.transform.pieces.texts import Texts, fetch
 from spanloop_trainer.transform.pipeline import Transitions, transform_pieces
-from spanloop_trainer.transform.read import Spans
-from spanloop_trainer.transform.texts import Texts, fetch
+from spanloop_trainer.transform.reading.read import Spans
 
 Json = dict[str, Any]
 BEGIN = datetime(2026, 1, 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from spanloop_trainer.transform.dataset import open_dataset
+from spanloop_trainer.transform.datasets.dataset import open_dataset
 
 # Keys that OpenAI's protocol and chat templates know; others differ between SDKs.
 _KEYS = ("role", "content", "refusal", "tool_calls", "tool_call_id", "name")

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from spanloop_trainer.export.rows import Chosen, Message, messages, text_of
-from spanloop_trainer.transform.schema import TRANSITIONS
+from spanloop_trainer.transform.datasets.schema import TRANSITIONS
 
 _Types = dict[str, pl.DataType | type[pl.DataType]]
 _CALL = pl.Struct(

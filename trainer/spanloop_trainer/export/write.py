@@ -17,7 +17,7 @@ from spanloop_trainer.config import Config
 from spanloop_trainer.errors import ExportError
 from spanloop_trainer.export import chats, tables
 from spanloop_trainer.export.rows import Chosen
-from spanloop_trainer.transform.tasks import read_tasks
+from spanloop_trainer.transform.episodes.tasks import read_tasks
 
 Lines = Callable[[Chosen], Iterator[dict[str, Any]]]
 # (form, kind) → lines; what is not here is a table.

@@ -14,14 +14,14 @@ from spanloop_store import audit, registry
 from spanloop_trainer.config import Config
 from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform.credit import read_values
-from spanloop_trainer.transform.dataset import Manifest, read_manifest, write_dataset
+from spanloop_trainer.transform.datasets.dataset import Manifest, read_manifest, write_dataset
+from spanloop_trainer.transform.episodes.tasks import read_tasks
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.gather import Memory, gathered
-from spanloop_trainer.transform.parts import Part, finished_parts, read_shard, whole_window
+from spanloop_trainer.transform.pieces.gather import Memory, gathered
+from spanloop_trainer.transform.pieces.parts import Part, finished_parts, read_shard, whole_window
 from spanloop_trainer.transform.pipeline import Transitions, transform_pieces
-from spanloop_trainer.transform.read import Window, read_rewards, span_range
+from spanloop_trainer.transform.reading.read import Window, read_rewards, span_range
 from spanloop_trainer.transform.rewards import scorer_of, watermark_of, write_computed
-from spanloop_trainer.transform.tasks import read_tasks
 
 Progress = Callable[[str], None]
 

@@ -14,14 +14,14 @@ import polars as pl
 from spanloop_trainer.config import Config
 from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform import credit
-from spanloop_trainer.transform.dataset import LOST_ROWS, Manifest, open_dataset
+from spanloop_trainer.transform.datasets.dataset import LOST_ROWS, Manifest, open_dataset
+from spanloop_trainer.transform.episodes.tasks import read_tasks
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.gather import Memory, gathered
-from spanloop_trainer.transform.pieces import Slim
+from spanloop_trainer.transform.pieces.gather import Memory, gathered
+from spanloop_trainer.transform.pieces.piece import Slim
 from spanloop_trainer.transform.pipeline import Transitions, transform_pieces
-from spanloop_trainer.transform.read import Window, find_span, read_rewards
+from spanloop_trainer.transform.reading.read import Window, find_span, read_rewards
 from spanloop_trainer.transform.rewards import address, name_answers, scorer_of, watermark_of
-from spanloop_trainer.transform.tasks import read_tasks
 
 # Twins and gateway spans lie around the calls that are looked at.
 _MARGIN = timedelta(minutes=5)

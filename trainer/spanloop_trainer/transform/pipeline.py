@@ -42,17 +42,21 @@ from datetime import datetime
 import polars as pl
 
 from spanloop_trainer.config import Config
-from spanloop_trainer.transform.agents import select_agents
-from spanloop_trainer.transform.assemble import answer_rows, assemble, with_policy
-from spanloop_trainer.transform.calls import distinct_calls, merge_gateway
-from spanloop_trainer.transform.chains import link_calls
+from spanloop_trainer.transform.calls.distinct import distinct_calls, merge_gateway
+from spanloop_trainer.transform.calls.tree import read_tree
 from spanloop_trainer.transform.credit import advantages, join_values, read_values
-from spanloop_trainer.transform.dataset import in_order
-from spanloop_trainer.transform.episodes import assign_episodes
-from spanloop_trainer.transform.failures import classified, count_failures, stuck
+from spanloop_trainer.transform.datasets.assemble import answer_rows, assemble, with_policy
+from spanloop_trainer.transform.datasets.dataset import in_order
+from spanloop_trainer.transform.episodes.agents import select_agents
+from spanloop_trainer.transform.episodes.assign import assign_episodes
+from spanloop_trainer.transform.episodes.chains import link_calls
+from spanloop_trainer.transform.episodes.failures import classified, count_failures, stuck
+from spanloop_trainer.transform.episodes.steps import next_calls
+from spanloop_trainer.transform.episodes.tasks import assign_tasks
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.pieces import Slim, canonical
-from spanloop_trainer.transform.read import Spans
+from spanloop_trainer.transform.pieces.piece import Slim, canonical
+from spanloop_trainer.transform.pieces.texts import InMemory, Texts
+from spanloop_trainer.transform.reading.read import Spans
 from spanloop_trainer.transform.rewards import (
     Scorer,
     Scores,
@@ -65,10 +69,6 @@ from spanloop_trainer.transform.rewards import (
 from spanloop_trainer.transform.selection import screen as screening
 from spanloop_trainer.transform.selection.screen import Screen, Screened, screen_of
 from spanloop_trainer.transform.selection.select import select_rows
-from spanloop_trainer.transform.steps import next_calls
-from spanloop_trainer.transform.tasks import assign_tasks
-from spanloop_trainer.transform.texts import InMemory, Texts
-from spanloop_trainer.transform.tree import read_tree
 
 
 @dataclass(frozen=True)

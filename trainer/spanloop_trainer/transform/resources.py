@@ -17,13 +17,13 @@ from typing import Any
 import polars as pl
 
 from spanloop_trainer.config import Config
+from spanloop_trainer.transform.episodes.tasks import read_tasks
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.gather import Memory, gathered
-from spanloop_trainer.transform.pieces import Slim
+from spanloop_trainer.transform.pieces.gather import Memory, gathered
+from spanloop_trainer.transform.pieces.piece import Slim
 from spanloop_trainer.transform.pipeline import link
-from spanloop_trainer.transform.read import Window, read_all_rewards, read_usage
+from spanloop_trainer.transform.reading.read import Window, read_all_rewards, read_usage
 from spanloop_trainer.transform.rewards import address, name_answers, total
-from spanloop_trainer.transform.tasks import read_tasks
 
 _Z = NormalDist().inv_cdf(0.975)
 

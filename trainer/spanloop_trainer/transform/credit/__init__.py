@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from spanloop_trainer.credit_settings import Credit
+from spanloop_trainer.config.credit import Credit
 from spanloop_trainer.transform.credit import (
     discounted,
     gae,

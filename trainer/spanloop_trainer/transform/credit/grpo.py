@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from spanloop_trainer.credit_settings import Credit
+from spanloop_trainer.config.credit import Credit
 from spanloop_trainer.transform.credit.groups import GROUP, broadcast, per_episode, relative
 from spanloop_trainer.transform.credit.method import Method, number, numbers
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from spanloop_trainer.credit_settings import Credit
+from spanloop_trainer.config.credit import Credit
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,9 @@ EVENTS = Flavour(
     prompt=prompt,
     answer=answer,
     tools=chat.tools,
-    joined=resources.files("spanloop_trainer.transform").joinpath("sql", "log_events.sql").read_text(),
+    joined=resources.files("spanloop_trainer.transform.reading")
+    .joinpath("sql", "log_events.sql")
+    .read_text(),
     quick=quick.messages,
     facts={
         "tools": "if(SpanAttributes['gen_ai.tool.definitions'] != '', SpanAttributes['gen_ai.tool.definitions'], "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from spanloop_trainer.transform.failures import STUCK
+from spanloop_trainer.transform.episodes.failures import STUCK
 
 # Columns of a rule over episodes, beside `expected` and `task_FIELD` of the task files.
 EPISODE = pl.Schema(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from spanloop_trainer.config.rewards import RewardRule
 from spanloop_trainer.errors import TransformError
-from spanloop_trainer.reward_settings import RewardRule
-from spanloop_trainer.transform.schema import REWARD_PART
+from spanloop_trainer.transform.datasets.schema import REWARD_PART
 
 _TEXTS = re.compile(r"'(?:[^']|'')*'")
 # What looks at other rows, so that its value would depend on which episodes are read together.

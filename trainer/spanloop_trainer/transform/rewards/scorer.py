@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from spanloop_trainer.config import Config
+from spanloop_trainer.transform.datasets.schema import REWARD_PART
 from spanloop_trainer.transform.funnel import Funnel
 from spanloop_trainer.transform.rewards.episode import episodes_of
 from spanloop_trainer.transform.rewards.facts import blank, call_facts, episode_facts
 from spanloop_trainer.transform.rewards.rules import check_rules, score_rules
 from spanloop_trainer.transform.rewards.verifiers import UNSCORED, Unscored, find_verifiers, verify
-from spanloop_trainer.transform.schema import REWARD_PART
 
 if TYPE_CHECKING:
     from spanloop_trainer.transform.rewards.judge.memory import Memory

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from spanloop_trainer.config import Config
-from spanloop_trainer.reward_settings import RewardRule
+from spanloop_trainer.config.rewards import RewardRule
 
 # Ids that begin so are `build`'s own, whatever their source: it computes them anew and does not read them back.
 OWN = "spanloop.build:"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from spanloop_trainer.transform.calls.tree import Tree, read_tree, resolve
 from spanloop_trainer.transform.rewards.places import NOTHING, OF_CALL, latest, running, top
-from spanloop_trainer.transform.tree import Tree, read_tree, resolve
 
 _KEY = ("trace_id", "span_id")
 # One number for a span, as `tree` has it.

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from spanloop_trainer.config import Config
+from spanloop_trainer.config.rewards import RewardRule
 from spanloop_trainer.errors import ConfigError
-from spanloop_trainer.reward_settings import RewardRule
+from spanloop_trainer.transform.datasets.schema import REWARD_PART
 from spanloop_trainer.transform.rewards.checks import SHIPPED
 from spanloop_trainer.transform.rewards.episode import Episode
-from spanloop_trainer.transform.schema import REWARD_PART
 
 # Entry points of other packages: `name = "package.module:function"`.
 GROUP = "spanloop.verifiers"

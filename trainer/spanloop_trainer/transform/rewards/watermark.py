@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from spanloop_trainer.reward_settings import Watermark
+from spanloop_trainer.config.rewards import Watermark
 from spanloop_trainer.transform.funnel import Funnel
 
 

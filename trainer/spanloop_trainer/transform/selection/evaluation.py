@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 
 from spanloop_trainer.config import Config
+from spanloop_trainer.config.filters import Evaluation
 from spanloop_trainer.errors import ConfigError
-from spanloop_trainer.filter_settings import Evaluation
 from spanloop_trainer.transform.selection.words import WORD, Grams, Messages, grams
 
 # What E needs of a hit: which message of an episode shares which words with which text.

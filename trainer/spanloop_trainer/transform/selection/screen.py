@@ -8,8 +8,8 @@ from functools import reduce
 import polars as pl
 
 from spanloop_trainer.config import Config
+from spanloop_trainer.config.filters import Filters, Keep
 from spanloop_trainer.errors import TransformError
-from spanloop_trainer.filter_settings import Filters, Keep
 from spanloop_trainer.transform.selection.duplicates import contents, signatures
 from spanloop_trainer.transform.selection.evaluation import HIT, Texts, read_texts
 from spanloop_trainer.transform.selection.words import episode_messages

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from spanloop_trainer.config.filters import Keep
 from spanloop_trainer.errors import TransformError
-from spanloop_trainer.filter_settings import Keep
 from spanloop_trainer.transform.funnel import Funnel
 from spanloop_trainer.transform.selection.duplicates import near_copies
 from spanloop_trainer.transform.selection.screen import Screen, Screened, named_columns

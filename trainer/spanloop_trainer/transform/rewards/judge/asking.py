@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import openai
 
+from spanloop_trainer.config.rewards import Judge
 from spanloop_trainer.errors import JudgeError
-from spanloop_trainer.reward_settings import Judge
 from spanloop_trainer.transform.rewards.judge.prompts import Question
 
 # The client's own retries, with growing pauses: connection, 408, 409, 429 and 5xx.

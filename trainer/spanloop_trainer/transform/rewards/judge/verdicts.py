@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from spanloop_trainer.config import Config
-from spanloop_trainer.reward_settings import Judge, RewardRule
+from spanloop_trainer.config.rewards import Judge, RewardRule
 from spanloop_trainer.transform.rewards.episode import Episode
 from spanloop_trainer.transform.rewards.judge import prompts
 from spanloop_trainer.transform.rewards.judge.asking import Answer, Asker

@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 
 from spanloop_trainer.errors import DatasetError
-from spanloop_trainer.transform.dataset import LOST_ROWS, Manifest, read_manifest
+from spanloop_trainer.transform.datasets.dataset import LOST_ROWS, Manifest, read_manifest
 from spanloop_trainer.transform.funnel import LOST
-from spanloop_trainer.transform.read import Window, read_other_spans
+from spanloop_trainer.transform.reading.read import Window, read_other_spans
 
 # Losses of spans that a build does not read; the rest is in `lost.parquet`.
 NO_MODEL_CALL = "no model call (tools, agents, HTTP, …)"

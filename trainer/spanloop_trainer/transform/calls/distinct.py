@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import polars as pl
 
+from spanloop_trainer.transform.calls.tree import Tree
+from spanloop_trainer.transform.calls.twins import without_twins
 from spanloop_trainer.transform.flavours import Flag
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.tree import Tree
-from spanloop_trainer.transform.twins import without_twins
 
 _STAMP = (
     "served_version", "prompt_version", "prompt_requested", "tokens", "tokens_code", "gateway_seed",
@@ -136,3 +136,9 @@ def with_status(calls: pl.DataFrame) -> pl.DataFrame:
         .when((answers.list.len() == 0) | (no_finish & ~pl.col("has_usage"))).then(pl.lit("truncated"))
         .otherwise(pl.lit("ok")).alias("status")
     )  # fmt: skip
+
+
+def refused() -> pl.Expr:
+    """`refused`: an answer among `chats` is a refusal by OpenAI's field or part; a text that only says so is not guessed at."""
+    marks = [pl.element().str.contains(mark, literal=True) for mark in ('"refusal": "', '"type": "refusal"')]
+    return pl.col("chats").list.eval(marks[0] | marks[1]).list.any().fill_null(value=False).alias("refused")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from spanloop_trainer.transform.chains import Chains
-from spanloop_trainer.transform.steps import next_calls
+from spanloop_trainer.transform.episodes.chains import Chains
+from spanloop_trainer.transform.episodes.steps import next_calls
 
 _NEXT = ("taken", "next_span_id", "next_row", "seen")
 

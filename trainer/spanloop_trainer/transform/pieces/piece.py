@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from spanloop_trainer.transform.calls import with_status
-from spanloop_trainer.transform.failures import refused
-from spanloop_trainer.transform.messages import read_messages
-from spanloop_trainer.transform.read import Spans
+from spanloop_trainer.transform.calls.distinct import refused, with_status
+from spanloop_trainer.transform.reading.messages import read_messages
+from spanloop_trainer.transform.reading.read import Spans
 
 # What can be long. Everything else of a call is slim.
 TEXTS = ("messages", "chats", "texts", "tools_json")

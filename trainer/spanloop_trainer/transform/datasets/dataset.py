@@ -14,8 +14,8 @@ import polars as pl
 import pyarrow as pa
 
 from spanloop_trainer.errors import DatasetError
-from spanloop_trainer.transform.parquet import write_rows
-from spanloop_trainer.transform.schema import ORDER, TRANSITIONS
+from spanloop_trainer.transform.datasets.parquet import write_rows
+from spanloop_trainer.transform.datasets.schema import ORDER, TRANSITIONS
 
 PARQUET, MANIFEST, LOST_ROWS = "transitions.parquet", "manifest.json", "lost.parquet"
 # Of the columns and their meaning; a dataset of another one is refused.

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import polars as pl
 
-from spanloop_trainer.transform.pieces import shifted
+from spanloop_trainer.transform.pieces.piece import shifted
 
 # Of texts and tokens in a bucket; what is made of them takes a few times as much.
 BUCKET_BYTES = 32 << 20

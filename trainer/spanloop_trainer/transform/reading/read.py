@@ -87,7 +87,7 @@ class Spans:
 
 def _sql(name: str, **parts: str) -> str:
     """A query, with SQL in the places of its comments."""
-    text = resources.files("spanloop_trainer.transform").joinpath("sql", name).read_text()
+    text = resources.files("spanloop_trainer.transform.reading").joinpath("sql", name).read_text()
     for place, sql in parts.items():
         text = text.replace(f"/* {place} */", sql)
     return text

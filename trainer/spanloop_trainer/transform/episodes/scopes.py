@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from spanloop_trainer.transform.tree import Tree, resolve
+from spanloop_trainer.transform.calls.tree import Tree, resolve
 
 
 class Scopes(NamedTuple):

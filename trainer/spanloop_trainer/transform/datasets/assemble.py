@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from spanloop_trainer.transform.datasets.schema import REWARD_PART
 from spanloop_trainer.transform.flavours import Flag
-from spanloop_trainer.transform.schema import REWARD_PART
 
 
 def with_policy(calls: pl.DataFrame) -> pl.DataFrame:

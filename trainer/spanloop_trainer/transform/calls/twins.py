@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import polars as pl
 
+from spanloop_trainer.transform.calls.tree import Tree, resolve
 from spanloop_trainer.transform.flavours import Flag
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.tree import Tree, resolve
 
 # Spans of one call overlap in time; where a span has no duration or ends with the answer's first byte, this much lies between.
 NEAR_NS = 1_000_000_000

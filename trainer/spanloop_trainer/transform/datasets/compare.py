@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from spanloop_trainer.transform.dataset import Manifest, open_dataset
-from spanloop_trainer.transform.schema import TRANSITIONS
+from spanloop_trainer.transform.datasets.dataset import Manifest, open_dataset
+from spanloop_trainer.transform.datasets.schema import TRANSITIONS
 
 # One answer of one span; unique in a dataset.
 KEY = ("trace_id", "span_id", "choice")

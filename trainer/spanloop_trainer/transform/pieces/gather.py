@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spanloop_trainer.errors import TransformError
-from spanloop_trainer.transform.parts import (
+from spanloop_trainer.transform.pieces.parts import (
     AT_ONCE_BYTES,
     PIECES,
     Part,
@@ -26,9 +26,9 @@ from spanloop_trainer.transform.parts import (
     take_over,
     window_of,
 )
-from spanloop_trainer.transform.pieces import Slim, canonical
-from spanloop_trainer.transform.read import Window, read_spans
-from spanloop_trainer.transform.texts import BUCKET_BYTES, InMemory, OnDisk, Texts
+from spanloop_trainer.transform.pieces.piece import Slim, canonical
+from spanloop_trainer.transform.pieces.texts import BUCKET_BYTES, InMemory, OnDisk, Texts
+from spanloop_trainer.transform.reading.read import Window, read_spans
 
 # Texts and tokens by bucket, while a build runs.
 BUCKETS = ".buckets"

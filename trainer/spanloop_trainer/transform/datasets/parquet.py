@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spanloop_trainer.transform.schema import TRANSITIONS
+from spanloop_trainer.transform.datasets.schema import TRANSITIONS
 
 # A row group ends with the row that fills one of these, so that a reader of long conversations needs no more memory than others.
 GROUP_ROWS = 65_536

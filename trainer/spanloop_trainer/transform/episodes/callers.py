@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from spanloop_trainer.transform.scopes import Scopes
-from spanloop_trainer.transform.tree import Tree
+from spanloop_trainer.transform.calls.tree import Tree
+from spanloop_trainer.transform.episodes.scopes import Scopes
 
 _NONE = pl.Series([None], dtype=pl.UInt32)
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from spanloop_trainer.errors import TransformError
-from spanloop_trainer.transform.pieces import Slim, canonical, together
-from spanloop_trainer.transform.read import (
+from spanloop_trainer.transform.pieces.piece import Slim, canonical, together
+from spanloop_trainer.transform.pieces.storage import Header, maker, read_header, read_slim, write_piece
+from spanloop_trainer.transform.reading.read import (
     END_OF_TIME_NS,
     Window,
     days,
@@ -24,7 +25,6 @@ from spanloop_trainer.transform.read import (
     read_spans,
     size,
 )
-from spanloop_trainer.transform.storage import Header, maker, read_header, read_slim, write_piece
 
 # Of attributes in the store. A part takes about six times as much while it is read and made canonical; a window that is built at
 # once takes that for all of it, and half of the time.

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from spanloop_trainer.transform.callers import parents
-from spanloop_trainer.transform.chains import Chains
+from spanloop_trainer.transform.calls.tree import Tree, resolve
+from spanloop_trainer.transform.episodes.callers import parents
+from spanloop_trainer.transform.episodes.chains import Chains
+from spanloop_trainer.transform.episodes.scopes import scopes
 from spanloop_trainer.transform.flavours import Flag
-from spanloop_trainer.transform.scopes import scopes
-from spanloop_trainer.transform.tree import Tree, resolve
 
 
 def assign_episodes(calls: pl.DataFrame, chains: Chains, tree: Tree) -> pl.DataFrame:

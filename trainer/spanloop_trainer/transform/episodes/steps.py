@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from spanloop_trainer.transform.chains import Chains
+from spanloop_trainer.transform.episodes.chains import Chains
 
 
 def next_calls(calls: pl.DataFrame, chains: Chains) -> pl.DataFrame:

@@ -42,12 +42,6 @@ _REFUSED_FINISH = (
 )  # fmt: skip
 
 
-def refused() -> pl.Expr:
-    """`refused`: an answer among `chats` is a refusal by OpenAI's field or part; a text that only says so is not guessed at."""
-    marks = [pl.element().str.contains(mark, literal=True) for mark in ('"refusal": "', '"type": "refusal"')]
-    return pl.col("chats").list.eval(marks[0] | marks[1]).list.any().fill_null(value=False).alias("refused")
-
-
 def classified(calls: pl.DataFrame) -> pl.DataFrame:
     """Add `failure` (see above; null: none) of each call by itself, and name refusals in `error_type`.
 

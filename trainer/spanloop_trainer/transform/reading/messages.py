@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 
 from spanloop_trainer.transform.flavours import Flag, Message, flavours
-from spanloop_trainer.transform.responses import as_chat, calls_of, loosely, with_loose_prefixes
-from spanloop_trainer.transform.tasks import prompt_hash
+from spanloop_trainer.transform.reading.hashes import prompt_hash
+from spanloop_trainer.transform.reading.responses import as_chat, calls_of, loosely, with_loose_prefixes
 
 _MESSAGE = {
     "chat": pl.String,
@@ -50,7 +50,7 @@ def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
           answer behind it; empty: none;
         - `chats`, `texts` (list of str): their JSON and their plain text, aligned with `answers`;
         - `prompt_hash` (str): `prompt:HASH` of the first system message; null: none;
-        - `asked` (str): `tasks.prompt_hash` of the first user message; null: none;
+        - `asked` (str): `hashes.prompt_hash` of the first user message; null: none;
         - `tools_json` (str): OpenAI form; null: none, or it does not parse;
         - `flags` (u16): of `Flag`, those of its messages too;
         - `invalid` also where a message, an answer or a tool definition has a shape that is not known.

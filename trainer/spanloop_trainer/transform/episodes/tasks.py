@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import polars as pl
 
 from spanloop_trainer.config import Config
 from spanloop_trainer.errors import ConfigError
-from spanloop_trainer.transform.tree import resolve
+from spanloop_trainer.transform.calls.tree import resolve
+from spanloop_trainer.transform.reading.hashes import hash_of, prompt_hash
 
 # Share of tasks in no file that go to the test split, in percent.
 TEST_PERCENT = 20
@@ -83,21 +83,6 @@ def _first_problem(path: Path) -> str:
         if not isinstance(value, dict):
             return f"line {number} is no object"
     return ""
-
-
-def prompt_hash(prompts: pl.Series) -> pl.Series:
-    """`prompt-` and 64 bits of SHA-256 of every prompt without the space around it: the same on every machine."""
-    distinct = prompts.drop_nulls().unique().alias("prompt")
-    hashes = [hash_of(prompt.strip()) for prompt in distinct.to_list()]
-    table = pl.DataFrame([distinct, pl.Series("hash", hashes, dtype=pl.String)])
-    return (
-        prompts.alias("prompt").to_frame().join(table, on="prompt", how="left", maintain_order="left")["hash"]
-    )
-
-
-def hash_of(text: str) -> str:
-    """One of them."""
-    return f"prompt-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def assign_tasks(calls: pl.DataFrame, tasks: pl.DataFrame) -> pl.DataFrame:

@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from spanloop_trainer.credit_settings import Credit
+from spanloop_trainer.config.credit import Credit
+from spanloop_trainer.config.filters import Evaluation, Filters
+from spanloop_trainer.config.rewards import Judge, RewardRule, Watermark
 from spanloop_trainer.errors import ConfigError
-from spanloop_trainer.filter_settings import Evaluation, Filters
-from spanloop_trainer.reward_settings import Judge, RewardRule, Watermark
 
 Split = Literal["train", "test"]
 

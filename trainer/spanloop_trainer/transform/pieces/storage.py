@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from spanloop_trainer.transform.flavours import flavours
-from spanloop_trainer.transform.pieces import Piece, Slim
+from spanloop_trainer.transform.pieces.piece import Piece, Slim
 
 # Raise it when what a piece holds changes its meaning.
 FORMAT = 2

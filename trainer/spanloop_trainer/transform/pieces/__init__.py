@@ -1,0 +1,1 @@
+"""A window in parts that fit in memory: what is slim, what is long, and where it lies."""
