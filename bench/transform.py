@@ -300,8 +300,8 @@ _NOTES = """
   about 0.6 GB for each million spans like these (3,000,000 spans from the store: a peak of 2.55 GB), in shards too, since the merge holds them. The budget of
   2 GB at ten million spans is **not reached**: that would take integers in place of the ids, or groups of traces that are closed under everything that
   joins calls (ids, answers, prompts, tasks), one group at a time. `--large N` measures it on your machine.
-- What stands in the way of 200,000 spans a second: the work takes CPU seconds as the table has them, and about a quarter of it runs on one core (Python once a
-  distinct message, joins whose sides are small).
+- What stands in the way of 200,000 spans a second: CPU seconds and the clock, compared, say that nearly half of the work in memory runs on one core. Which
+  stages those are was not measured.
 """
 
 
