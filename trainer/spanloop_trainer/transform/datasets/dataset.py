@@ -78,7 +78,9 @@ def write_dataset(
     Raises:
         DatasetError: the folder cannot be written.
     """
-    temporary, part = folder / f".{PARQUET}.{os.getpid()}", folder / f".{MANIFEST}.{os.getpid()}"
+    temporary, lost_part, part = (
+        folder / f".{name}.{os.getpid()}" for name in (PARQUET, LOST_ROWS, MANIFEST)
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(temporary, [in_order(rows)] if isinstance(rows, pl.DataFrame) else rows)
@@ -98,12 +100,15 @@ def write_dataset(
         )
         text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
         part.write_text(text)
+        some_lost = lost is not None and lost.height > 0
+        if lost is not None and some_lost:
+            lost.write_parquet(lost_part, compression="zstd", statistics=False)
         # Only now, so that a full disk leaves the dataset that was there before; a manifest never stands beside
         # rows that are not its own.
         (folder / MANIFEST).unlink(missing_ok=True)
         (folder / LOST_ROWS).unlink(missing_ok=True)
-        if lost is not None and lost.height:
-            lost.write_parquet(folder / LOST_ROWS, compression="zstd", statistics=False)
+        if some_lost:
+            lost_part.replace(folder / LOST_ROWS)
         temporary.replace(folder / PARQUET)
         part.replace(folder / MANIFEST)
     except (OSError, pl.exceptions.PolarsError, pa.ArrowException) as error:
@@ -112,7 +117,7 @@ def write_dataset(
             f"the dataset cannot be written to {folder}: {why}", "choose another folder with --out"
         ) from error
     finally:
-        for path in (temporary, part):
+        for path in (temporary, lost_part, part):
             path.unlink(missing_ok=True)
     return manifest
 
@@ -162,26 +167,8 @@ def load_dataset(folder: Path | str) -> tuple[Manifest, pl.DataFrame]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}", f"spanloop build --out {folder}")
-    try:
-        manifest = _manifest((folder / MANIFEST).read_text())
-        content = (folder / PARQUET).read_bytes()
-    except OSError as error:
-        raise DatasetError(
-            f"{folder} is not a finished dataset: {Path(error.filename or folder).name} cannot be read",
-            f"spanloop build --out {folder}",
-        ) from error
-    except ValueError as error:
-        raise DatasetError(
-            f"{folder / MANIFEST} is not a manifest: {error}", f"spanloop build --out {folder}"
-        ) from error
-    if hashlib.sha256(content).hexdigest() != manifest.sha256:
-        raise DatasetError(f"{folder / PARQUET} changed after it was built", f"spanloop build --out {folder}")
-    try:
-        return manifest, pl.read_parquet(content)
-    except pl.exceptions.PolarsError as error:
-        raise DatasetError(
-            f"{folder / PARQUET} is no Parquet file: {error}", f"spanloop build --out {folder}"
-        ) from error
+    manifest, rows = open_dataset(folder)
+    return manifest, rows.collect()
 
 
 def _manifest(text: str) -> Manifest:
