@@ -8,9 +8,13 @@ import sys
 import textwrap
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from spanloop_trainer.config import Config
 
 DEFAULT_STORE = "chdb:///~/.spanloop"
 
@@ -35,6 +39,19 @@ def example(text: str) -> str:
 def echo_json(value: Any) -> None:
     """Print one JSON document on standard output."""
     click.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+def load_settings(config: Path | None) -> Config:
+    """The configuration that `--config` names, else that of ./spanloop.toml, else the defaults.
+
+    Raises:
+        ConfigError: the file is missing or malformed.
+    """
+    from spanloop_trainer.config import load_config
+
+    if config is None and Path("spanloop.toml").is_file():
+        config = Path("spanloop.toml")
+    return load_config(config)
 
 
 def progress_printer(enabled: bool = True) -> Callable[[str], None]:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spanloop.commands.dataset import print_manifest
-from spanloop.options import MOMENT, echo_json, example, json_option, progress_printer, store_option
+from spanloop.options import (
+    MOMENT,
+    echo_json,
+    example,
+    json_option,
+    load_settings,
+    progress_printer,
+    store_option,
+)
 
 if TYPE_CHECKING:
     from spanloop_trainer.transform import Manifest
@@ -89,13 +97,10 @@ def command(
             "--shard needs --until, the same for every shard, or each would end when it is read"
         )
     from spanloop_store import connect, flush
-    from spanloop_trainer.config import load_config
     from spanloop_trainer.transform import build
     from spanloop_trainer.transform.build import build_shard
 
-    if config is None and Path("spanloop.toml").is_file():
-        config = Path("spanloop.toml")
-    settings = load_config(config)
+    settings = load_settings(config)
     # What was acknowledged must be in the dataset.
     flush(store)
     client = connect(store, make=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spanloop.options import echo_json, example, json_option, progress_printer, store_option
+from spanloop.options import echo_json, example, json_option, load_settings, progress_printer, store_option
 
 if TYPE_CHECKING:
     from spanloop_trainer.transform.explain import Explanation
@@ -36,13 +36,10 @@ if TYPE_CHECKING:
 def command(span_id: str, dataset: Path | None, config: Path | None, store: str, as_json: bool) -> None:
     """Tell how the row of a span came to be: flavour, twins, episode, task, rewards, credit, filters; or why there is none."""
     from spanloop_store import connect
-    from spanloop_trainer.config import load_config
     from spanloop_trainer.transform.datasets.dataset import read_manifest
     from spanloop_trainer.transform.explain import explain
 
-    if config is None and Path("spanloop.toml").is_file():
-        config = Path("spanloop.toml")
-    settings = load_config(config)
+    settings = load_settings(config)
     other = dataset is not None and read_manifest(dataset).config_hash != settings.content_hash()
     client = connect(store, make=False)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from spanloop.options import echo_json, example, json_option
+from spanloop.options import echo_json, example, json_option, load_settings
 
 _FORMS = ("openai", "trl", "verl", "sharegpt", "episodes")
 _KINDS = ("sft", "preference", "unpaired")
@@ -58,14 +58,11 @@ def command(
 ) -> None:
     """Write the usable rows of a dataset as one file: OpenAI fine-tuning, TRL, verl, ShareGPT, or plain episodes."""
     from spanloop_store import audit, connect
-    from spanloop_trainer.config import load_config
     from spanloop_trainer.export.rows import Chosen
     from spanloop_trainer.export.write import check_form, export
     from spanloop_trainer.transform.datasets.dataset import read_manifest
 
-    if config is None and Path("spanloop.toml").is_file():
-        config = Path("spanloop.toml")
-    settings = load_config(config)
+    settings = load_settings(config)
     check_form(form, kind, out)
     manifest = read_manifest(folder)
     if store:

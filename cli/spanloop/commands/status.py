@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from spanloop.options import MOMENT, echo_json, example, json_option, progress_printer, store_option
+from spanloop.options import (
+    MOMENT,
+    echo_json,
+    example,
+    json_option,
+    load_settings,
+    progress_printer,
+    store_option,
+)
 
 _EXACT_ROWS = 10_000_000  # 8 bytes of the store's memory each
 EVENT_DAYS = 30  # that are looked through for evaluation events without a reward
@@ -105,13 +113,10 @@ def _by_resource(
     from dataclasses import asdict
 
     from spanloop_store import StoreUrl, connect, flush
-    from spanloop_trainer.config import load_config
     from spanloop_trainer.transform.reading.read import Window
     from spanloop_trainer.transform.resources import by_resource
 
-    if config is None and Path("spanloop.toml").is_file():
-        config = Path("spanloop.toml")
-    settings = load_config(config)
+    settings = load_settings(config)
     until = until or datetime.now(UTC)
     window = Window(since or until - timedelta(days=1), until, tuple(sorted(services)))
     flush(store)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
@@ -16,12 +15,12 @@ from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform import credit
 from spanloop_trainer.transform.datasets.dataset import LOST_ROWS, Manifest, open_dataset
 from spanloop_trainer.transform.episodes.tasks import read_tasks
-from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.pieces.gather import Memory, gathered
+from spanloop_trainer.transform.funnel import NOT_READ, Funnel
+from spanloop_trainer.transform.pieces.gather import looked_at
 from spanloop_trainer.transform.pieces.piece import Slim
 from spanloop_trainer.transform.pipeline import Transitions, transform_pieces
 from spanloop_trainer.transform.reading.read import Window, find_span, read_rewards
-from spanloop_trainer.transform.rewards import address, name_answers, scorer_of, watermark_of
+from spanloop_trainer.transform.rewards import scorer_of, watermark_of
 
 # Twins and gateway spans lie around the calls that are looked at.
 _MARGIN = timedelta(minutes=5)
@@ -92,12 +91,7 @@ def explain(
     funnel, tasks, judgements = Funnel(), read_tasks(config), read_rewards(client)
     waited = manifest.query.get("watermark") if manifest else None
     # A task may span the dataset's whole window; what does not fit in memory is put aside, as for a build.
-    with (
-        TemporaryDirectory(prefix="spanloop-") as scratch,
-        gathered(
-            client, window, Path(scratch), parent=None, merge=False, memory=Memory(), progress=progress
-        ) as (slim, texts),
-    ):
+    with looked_at(client, window, progress) as (slim, texts):
         spans = slim.counts["spans"]
         said = f"{around}: {spans:,} spans"
         if slim.calls.is_empty():
@@ -107,7 +101,7 @@ def explain(
             scorer=scorer_of(client, tasks, config, progress, may_ask=False),
             watermark=datetime.fromisoformat(waited) if waited else watermark_of(config.watermark), funnel=funnel,
         )  # fmt: skip
-        return _explained(span, said, slim, transitions, judgements, tasks, config, dataset)
+        return _explained(span, said, slim, transitions, tasks, config, dataset)
 
 
 def _find(client: Any, asked: str) -> dict[str, Any]:
@@ -147,15 +141,11 @@ def _window(span: dict[str, Any], dataset: Path | None) -> tuple[Manifest | None
     since = min(filter(None, (first and first.replace(tzinfo=UTC), start))) - _MARGIN
     until = max(filter(None, (last and last.replace(tzinfo=UTC), start))) + _MARGIN
     # Never beyond the dataset's own window.
-    given = {name: _moment(manifest.query.get(name)) for name in ("since", "until")}
-    since = max(filter(None, (since, given["since"])))
-    until = min(filter(None, (until, given["until"])))
-    window = Window(since, until, tuple(manifest.query.get("services", ())))
+    whole = Window.of_query(manifest.query)
+    since = max(filter(None, (since, whole.since)))
+    until = min(filter(None, (until, whole.until)))
+    window = Window(since, until, whole.services)
     return manifest, window, f"the dataset's rows of this task, {window}"
-
-
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text).astimezone(UTC)
 
 
 def _no_call(span: dict[str, Any], spans: int) -> str:
@@ -163,11 +153,7 @@ def _no_call(span: dict[str, Any], spans: int) -> str:
         return "it lies outside the dataset's window or services"
     if span["gateway"]:
         return "a gateway's span: its stamp goes to the agent's span of the same answer, which is not in this window"
-    return (
-        "a model call of a flavour that is not read"
-        if span["operation"]
-        else "no model call: no attribute of it says so"
-    )
+    return f"a {NOT_READ}" if span["operation"] else "no model call: no attribute of it says so"
 
 
 def _explained(
@@ -175,7 +161,6 @@ def _explained(
     window: str,
     slim: Slim,
     transitions: Transitions,
-    judgements: pl.DataFrame,
     tasks: pl.DataFrame,
     config: Config,
     dataset: Path | None,
@@ -210,7 +195,7 @@ def _explained(
         )
     steps = calls.filter(pl.col("episode_id") == row["episode_id"]).height
     rows = transitions.settled.credited.filter(pl.col("row") == row["row"])
-    parts = _parts(row, judgements, slim, transitions, config)
+    parts = _parts(row, transitions, config)
     return Explanation(
         span, window,
         call=_facts(row),
@@ -266,13 +251,9 @@ def _task_rule(row: dict[str, Any], calls: pl.DataFrame, tasks: pl.DataFrame) ->
     return "that of the episode that called this one" if row["parent_episode_id"] else "no user message"
 
 
-def _parts(
-    row: dict[str, Any], judgements: pl.DataFrame, slim: Slim, transitions: Transitions, config: Config
-) -> list[dict[str, Any]]:
+def _parts(row: dict[str, Any], transitions: Transitions, config: Config) -> list[dict[str, Any]]:
     """The row's parts of reward, with `weight`, `by` (how they were joined) and `of` (`episode` or `call`)."""
-    named = name_answers(judgements, slim.calls, slim.gateway, slim.ancestors)
-    found = address(named, transitions.calls, slim.ancestors, Funnel())
-    scores = transitions.judged.scores
+    found, scores = transitions.settled.found, transitions.judged.scores
     weights = {rule.name: rule.weight for rule in config.rewards}
     parts = []
     for of, key, frames in (

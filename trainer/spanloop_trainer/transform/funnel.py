@@ -9,6 +9,9 @@ import polars as pl
 
 # Kept for each reason, so that a bad day with millions of losses does not fill memory and disk.
 ROWS_A_REASON = 10_000
+# Losses of spans that a build does not read: what there was is looked up in the store.
+NO_MODEL_CALL = "no model call (tools, agents, HTTP, …)"
+NOT_READ = "model call of a flavour that is not read"
 _LOST: dict[str, pl.DataType | type[pl.DataType]] = {
     "reason": pl.String,
     "trace_id": pl.String,

@@ -53,11 +53,12 @@ from spanloop_trainer.transform.episodes.chains import link_calls
 from spanloop_trainer.transform.episodes.failures import classified, count_failures, stuck
 from spanloop_trainer.transform.episodes.steps import next_calls
 from spanloop_trainer.transform.episodes.tasks import assign_tasks
-from spanloop_trainer.transform.funnel import Funnel
+from spanloop_trainer.transform.funnel import NO_MODEL_CALL, NOT_READ, Funnel
 from spanloop_trainer.transform.pieces.piece import Slim, canonical
 from spanloop_trainer.transform.pieces.texts import InMemory, Texts
 from spanloop_trainer.transform.reading.read import Spans
 from spanloop_trainer.transform.rewards import (
+    Found,
     Scorer,
     Scores,
     address,
@@ -87,6 +88,7 @@ class Settled:
     credited: pl.DataFrame  # the same before filters
     of_episodes: pl.DataFrame  # `episode_id`, `reward`, `reward_parts`
     of_calls: pl.DataFrame  # `row`, `reward`, `reward_parts`
+    found: Found  # what rows of table `rewards` judge
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,10 @@ def link(slim: Slim, tasks: pl.DataFrame, *, agents: tuple[str, ...], funnel: Fu
     counts = slim.counts
     funnel.count("spans", counts["spans"])
     funnel.count("rows_of_spans_stored_twice", counts["rows_again"])
-    funnel.lose(
-        "no model call (tools, agents, HTTP, …)", counts["spans"] - counts["gateway"] - counts["model_calls"]
-    )
+    funnel.lose(NO_MODEL_CALL, counts["spans"] - counts["gateway"] - counts["model_calls"])
     funnel.count("gateway_spans", counts["gateway"])
     funnel.count("model_calls", counts["model_calls"])
-    funnel.lose("model call of a flavour that is not read", counts["model_calls"] - slim.calls.height)
+    funnel.lose(NOT_READ, counts["model_calls"] - slim.calls.height)
     calls, tree = read_tree(slim.calls, slim.ancestors)
     calls = distinct_calls(calls, tree, funnel)
     calls = classified(merge_gateway(calls, slim.gateway, funnel))
@@ -213,7 +213,7 @@ def settle(
     credited = rows
     rows = select_rows(rows, calls, judged.screened, screen, funnel)
     _count(rows, calls, funnel)
-    return Settled(rows, credited, of_episodes, of_calls)
+    return Settled(rows, credited, of_episodes, of_calls, found)
 
 
 def _count(transitions: pl.DataFrame, calls: pl.DataFrame, funnel: Funnel) -> None:

@@ -7,10 +7,8 @@ the rows of table `rewards`, what `build` computed among them; nothing is comput
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
@@ -19,7 +17,7 @@ import polars as pl
 from spanloop_trainer.config import Config
 from spanloop_trainer.transform.episodes.tasks import read_tasks
 from spanloop_trainer.transform.funnel import Funnel
-from spanloop_trainer.transform.pieces.gather import Memory, gathered
+from spanloop_trainer.transform.pieces.gather import looked_at
 from spanloop_trainer.transform.pieces.piece import Slim
 from spanloop_trainer.transform.pipeline import link
 from spanloop_trainer.transform.reading.read import Window, read_all_rewards, read_usage
@@ -74,12 +72,7 @@ def by_resource(
         ConfigError: a task file is missing or malformed.
         StoreUnavailable: the store did not answer.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="spanloop-") as folder,
-        gathered(
-            client, window, Path(folder), parent=None, merge=False, memory=Memory(), progress=progress
-        ) as (slim, _),
-    ):
+    with looked_at(client, window, progress) as (slim, _):
         calls = link(slim, read_tasks(config), agents=tuple(agents), funnel=Funnel())
     rewards = _rewards(calls, slim, read_all_rewards(client), config)
     return _summed(_with_tokens(calls.filter("selected"), read_usage(client, window)), rewards)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,8 @@ import polars as pl
 
 from spanloop_trainer.errors import DatasetError
 from spanloop_trainer.transform.datasets.dataset import LOST_ROWS, Manifest, read_manifest
-from spanloop_trainer.transform.funnel import LOST
+from spanloop_trainer.transform.funnel import LOST, NO_MODEL_CALL, NOT_READ
 from spanloop_trainer.transform.reading.read import Window, read_other_spans
-
-# Losses of spans that a build does not read; the rest is in `lost.parquet`.
-NO_MODEL_CALL = "no model call (tools, agents, HTTP, …)"
-NOT_READ = "model call of a flavour that is not read"
 
 
 def find_reason(manifest: Manifest, asked: str) -> str:
@@ -62,16 +57,12 @@ def lost_rows(folder: Path, reason: str, limit: int, connect: Callable[[], Any])
             raise DatasetError(
                 f"{path} cannot be read: {str(error).splitlines()[0]}", f"spanloop build --out {folder}"
             ) from error
-    since, until = (_moment(manifest.query.get(name)) for name in ("since", "until"))
-    window = Window(since, until, tuple(manifest.query.get("services", ())))
-    spans = read_other_spans(connect(), window, model_calls=reason == NOT_READ, limit=limit)
+    spans = read_other_spans(
+        connect(), Window.of_query(manifest.query), model_calls=reason == NOT_READ, limit=limit
+    )
     return LOST.to_frame().clear().vstack(
         spans.select(
             pl.lit(reason).alias("reason"), "trace_id", "span_id", "start",
             *(pl.lit(None, pl.String).alias(name) for name in ("episode_id", "task_id")), "detail",
         )
     )  # fmt: skip
-
-
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from spanloop_trainer.errors import TransformError
@@ -100,6 +101,22 @@ def gathered(
         raise
     finally:
         shutil.rmtree(buckets, ignore_errors=True)
+
+
+@contextmanager
+def looked_at(client: Any, window: Window, progress: Callable[[str], None]) -> Iterator[tuple[Slim, Texts]]:
+    """As `gathered`, of a window that no dataset is made of: what is put on disk meanwhile is no dataset's, and goes.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    with (
+        TemporaryDirectory(prefix="spanloop-") as folder,
+        gathered(
+            client, window, Path(folder), parent=None, merge=False, memory=Memory(), progress=progress
+        ) as found,
+    ):
+        yield found
 
 
 def _slices(

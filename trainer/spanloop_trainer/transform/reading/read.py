@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -40,6 +40,14 @@ class Window:
     shards: int = 1
     slice: tuple[int, int] | None = None
 
+    @classmethod
+    def of_query(cls, query: Mapping[str, Any]) -> Window:
+        """The window that a manifest's `query` names."""
+        since, until = (
+            query.get(name) and _utc(datetime.fromisoformat(query[name])) for name in ("since", "until")
+        )
+        return cls(since, until, tuple(query.get("services", ())))
+
     def bounds(self) -> tuple[int, int]:
         """First start and the end, exclusive, in nanoseconds since 1970."""
         if self.slice is not None:
@@ -66,8 +74,12 @@ class Window:
         return f"{since} to {until}" + (f", services {', '.join(self.services)}" if self.services else "")
 
 
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
 def _nanoseconds(moment: datetime) -> int:
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    moment = _utc(moment)
     # Through whole microseconds: a float of seconds has no room for them.
     delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86_400_000_000 + delta.seconds * 1_000_000 + delta.microseconds) * 1000
