@@ -1,9 +1,10 @@
 """Transform: spans to transitions, from memory and from the store, against the number of spans and beside Agent Lightning's adapter.
 
-    python -m bench transform [--peer ENV] [--sizes N …] [--large N [--shards N]] [--write docs/measurements/transform.md]
+    python -m bench transform [--peer ENV] [--sizes N …] [--large N … [--shards N]] [--write docs/measurements/transform.md]
 
-`--peer` names a virtual environment with `agentlightning==0.3.0`; it is made there if it is not. `--large` builds from a store of that
-many spans as well (10000008 takes about ten minutes) and says how much memory that took. Spans: see `bench/transform_spans.py`.
+`--peer` names a virtual environment with `agentlightning==0.3.0`; it is made there if it is not. `--large` builds from stores of so
+many spans as well (`--large 3000000 10000008` takes about ten minutes) and says what memory each stage of it took; `--sizes` without
+numbers and no `--peer`: that alone. Spans: see `bench/transform_spans.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -85,7 +87,32 @@ def child(arguments: list[str]) -> dict[str, Any]:
     what, store, *rest = arguments
     with Engine(store) as engine:
         found = _CHILDREN[what](engine.client(), *rest)
-    return {**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10, **found}
+
+
+class Stages:
+    """What a build says of its progress, as a table: for each stage seconds, CPU seconds and the most memory held."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[float]] = {}
+        self._at = ("opening", time.perf_counter(), time.process_time())
+
+    def __call__(self, line: str) -> None:
+        name, began, cpu = self._at
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.partition("VmHWM:")[2].split()[0]) << 10
+        row = self.rows.setdefault(name, [0.0, 0.0, 0.0])
+        row[0] += time.perf_counter() - began
+        row[1] += time.process_time() - cpu
+        row[2] = max(row[2], peak)
+        # From here on the most that is held is counted anew.
+        Path("/proc/self/clear_refs").write_text("5")
+        self._at = (re.split(r",? ?[0-9]", line)[0], time.perf_counter(), time.process_time())
+
+    def found(self) -> dict[str, Any]:
+        """Of all stages; `peak`, since the process's own is forgotten in between."""
+        self("end")
+        return {"stages": list(self.rows.items()), "peak": max(row[2] for row in self.rows.values())}
 
 
 def _memory(client: Any, runs: str) -> dict[str, Any]:
@@ -111,31 +138,36 @@ def _disk(client: Any, out: str, runs: str) -> dict[str, Any]:
     return {"seconds": seconds, "cpu": cpu, "rows": rows[-1], "bytes": size}
 
 
+def _large(client: Any, out: str) -> dict[str, Any]:
+    from spanloop_trainer.transform import build
+
+    stages = Stages()
+    seconds, cpu = best(1, lambda: build(client, Path(out), config=CONFIG, progress=stages))
+    return {"seconds": seconds, "cpu": cpu, **stages.found()}
+
+
 def _shard(client: Any, out: str, shard: str, shards: str, until: str) -> dict[str, Any]:
     from spanloop_trainer.transform.build import build_shard
 
+    stages, end = Stages(), datetime.fromtimestamp(float(until), UTC)
     seconds, cpu = best(
-        1,
-        lambda: build_shard(
-            client, Path(out), int(shard), int(shards), until=datetime.fromtimestamp(float(until), UTC)
-        ),
+        1, lambda: build_shard(client, Path(out), int(shard), int(shards), until=end, progress=stages)
     )
-    return {"seconds": seconds, "cpu": cpu}
+    return {"seconds": seconds, "cpu": cpu, **stages.found()}
 
 
 def _merge(client: Any, out: str) -> dict[str, Any]:
     from spanloop_trainer.transform import build
 
-    rows: list[int] = []
-    seconds, cpu = best(
-        1, lambda: rows.append(build(client, Path(out), config=CONFIG, merge=True).counts["transitions"])
-    )
-    return {"seconds": seconds, "cpu": cpu, "rows": rows[-1]}
+    stages = Stages()
+    seconds, cpu = best(1, lambda: build(client, Path(out), config=CONFIG, merge=True, progress=stages))
+    return {"seconds": seconds, "cpu": cpu, **stages.found()}
 
 
 _CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
     "memory": _memory,
     "disk": _disk,
+    "large": _large,
     "shard": _shard,
     "merge": _merge,
 }
@@ -225,6 +257,8 @@ def rates(sizes: list[int]) -> str:
             "CPU: read, memory, all", "peak of the build", "Parquet",
         )
     ]  # fmt: skip
+    if not sizes:
+        return ""
     last = (0.0, 0.0)
     for spans in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -257,13 +291,17 @@ def rates(sizes: list[int]) -> str:
 
 def large(spans: int, shards: int) -> str:
     spans -= spans % 12
-    rows: list[Row] = [("what", "seconds", "CPU", "spans/s", "peak of the process")]
+    rows: list[Row] = [("what", "seconds", "CPU", "spans/s", "peak")]
 
     def add(what: str, found: dict[str, Any]) -> None:
-        rows.append(
-            (what, f"{found['seconds']:.0f}", f"{found['cpu']:.0f}", f"{spans / found['seconds']:,.0f}", gigabytes(found["peak"]))
-        )  # fmt: skip
-        print(" | ".join(rows[-1]), flush=True)
+        whole = (found["seconds"], found["cpu"], found["peak"])
+        for name, (seconds, cpu, peak) in [
+            (what, whole),
+            *((f"… {name}", row) for name, row in found["stages"]),
+        ]:
+            rate = "" if name.startswith("…") else f"{spans / seconds:,.0f}"
+            rows.append((name, f"{seconds:.1f}", f"{cpu:.1f}", rate, gigabytes(peak)))
+            print(" | ".join(rows[-1]), flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         store, out = f"chdb://{folder}/store", f"{folder}/out"
@@ -274,11 +312,11 @@ def large(spans: int, shards: int) -> str:
                 add(f"shard {shard + 1}/{shards}", run_child("shard", store, out, shard, shards, until))
             add("merge", run_child("merge", store, out))
         else:
-            add(f"{spans:,} spans, store to Parquet", run_child("disk", store, out, 1))
+            add(f"{spans:,} spans, store to Parquet", run_child("large", store, out))
     return table(rows)
 
 
-def gigabytes(size: int) -> str:
+def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
@@ -296,12 +334,15 @@ _NOTES = """
 - Agent Lightning: `TracerTraceToTriplet` with its defaults, from its own span objects in memory, which hold the same texts; it makes prompts and answers as
   they are, without observations, credit or a file. It goes through the children of a span once for each of them, hence the trace that is wide, and calls itself
   once a level, hence the one that is deep.
-- Memory: texts and tokens are held a part or a bucket at a time, but ids, times and codes of all calls, and the skeleton of their traces, lie in memory together:
-  about 0.6 GB for each million spans like these (3,000,000 spans from the store: a peak of 2.55 GB), in shards too, since the merge holds them. The budget of
-  2 GB at ten million spans is **not reached**: that would take integers in place of the ids, or groups of traces that are closed under everything that
-  joins calls (ids, answers, prompts, tasks), one group at a time. `--large N` measures it on your machine.
-- What stands in the way of 200,000 spans a second: CPU seconds and the clock, compared, say that nearly half of the work in memory runs on one core. Which
-  stages those are was not measured.
+- Memory: a window of more than 320 MB of attributes (about a million spans like these) is read in parts, and what was read lies on disk. Calls are put
+  together a bin of traces at a time that nothing joins to others (ids, answers, prompts, judgements), texts are looked at a bucket of episodes at a time, and
+  credit is given a part of the tasks at a time. What stays in memory are a number or two for each trace, call and episode: a peak of 1.03 GB at 1.0 and of
+  1.12 GB at 3.2 million spans in parts, which is 0.04 GB for each further million; half a gigabyte of it is Python, Polars and the engine. A window that is
+  built at once holds more (1.7 GB for a million spans), and is faster. Filters, and values for credit, look at all calls together: with those, memory grows
+  with them as before (0.6 GB for each million spans). So does a group of calls that share an id, a session or a prompt, if it is that large.
+- What runs on one core: a sampler counted the threads that were ready to run, a thousand times in one transform of a million spans. A fifth of the samples
+  had one or none; the largest places were lists of two texts made for each call (`resources`), a window over prompt and answer that nearly no call
+  needs, and numbers of the next call of each episode. The first two are gone since.
 """
 
 
@@ -311,15 +352,19 @@ def main(arguments: list[str] | None = None) -> None:
         "--peer", type=Path, help="virtual environment of Agent Lightning; made there if it is not"
     )
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of spans, multiples of 12"
+        "--sizes", type=int, nargs="*", default=list(SIZES), help="numbers of spans, multiples of 12"
     )
-    parser.add_argument("--large", type=int, help="spans of a build whose memory is measured")
+    parser.add_argument(
+        "--large", type=int, nargs="+", default=[], help="spans of builds whose memory is measured"
+    )
     parser.add_argument("--shards", type=int, default=1, help="of the large build")
     parser.add_argument("--write", type=Path, help="a page to write the tables to")
     options = parser.parse_args(arguments or [])
-    parts = [("Traces", traces(options.peer)), ("Time by number of spans", rates(options.sizes))]
+    parts = []
+    if options.sizes or options.peer:
+        parts = [("Traces", traces(options.peer)), ("Time by number of spans", rates(options.sizes))]
     if options.large:
-        parts.append(("Memory", large(options.large, options.shards)))
+        parts.append(("Memory", "\n".join(large(spans, options.shards) for spans in options.large)))
     text = "\n".join(f"## {title}\n\n{body}" for title, body in parts)
     print(f"\n{text}")
     if options.write:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -75,6 +76,10 @@ def main() -> None:
     # They warn of what they then raise; one failure is one message here.
     logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    # A terminal, or a file behind `>`, that has no arrow shows a question mark in its place.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     try:
         cli()
     except SpanloopError as error:

@@ -37,8 +37,9 @@ def example(text: str) -> str:
 
 
 def echo_json(value: Any) -> None:
-    """Print one JSON document on standard output."""
-    click.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+    """Print one JSON document on standard output; in escapes where that holds no Unicode."""
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    click.echo(json.dumps(value, indent=2, default=str, ensure_ascii=not unicode))
 
 
 def load_settings(config: Path | None) -> Config:

@@ -161,6 +161,9 @@ def _fill(engine: Engine) -> Recorded:
         ["r1", judged, later, trace, span, response_id, "episode-1", "exact_match", 1.0, "rule"],
         # Sent twice: one fact.
         ["r1", judged, later, trace, span, response_id, "episode-1", "exact_match", 1.0, "rule"],
+        # A rule judged two calls of the episode.
+        ["rule/call:r5", judged, judged, trace, span, "", "episode-1", "concise", 1.0, "rule"],
+        ["rule/call:r6", judged, judged, trace, "c" * 16, "", "episode-1", "concise", 0.5, "rule"],
         # Unscored: not a 0.
         ["r2", judged, judged, trace, span, "", "", "exact_match", None, "event"],
         # Judges a call that is not here.

@@ -325,13 +325,14 @@ def test_reward_is_by_the_prompt_that_ran(recorded: Recorded) -> None:
 
 
 def test_each_judgement_of_an_evaluator_counts_once(recorded: Recorded) -> None:
-    """A rule that judged an episode again counts by its newest value, an unscored judgement by none."""
+    """A rule that judged an episode again counts by its newest value, one of calls once a call, an unscored judgement by none."""
     found = {
         (row["Reward"], row["Source"]): row
         for row in run(recorded, "agents", find("agents", "Rewards by evaluator"))
     }
     counts = {key: (row["Judgements"], row["Unscored"], row["Mean"]) for key, row in found.items()}
     assert counts == {
+        ("concise", "rule"): (2, 0, 0.75),
         ("exact_match", "rule"): (1, 0, 1.0),
         ("exact_match", "event"): (2, 1, 0.0),
         ("helpful", "event"): (1, 0, 0.5),
@@ -341,6 +342,8 @@ def test_each_judgement_of_an_evaluator_counts_once(recorded: Recorded) -> None:
 def test_rewards_of_a_trace_are_listed_once(recorded: Recorded) -> None:
     table = run(recorded, "traces", find("traces", "Rewards of this trace"), trace_id=recorded.stamped_trace)
     assert sorted((row["Reward"], str(row["Value"])) for row in table) == [
+        ("concise", "0.5"),
+        ("concise", "1.0"),
         ("exact_match", "0.25"),
         ("exact_match", "1.0"),
         ("exact_match", "None"),

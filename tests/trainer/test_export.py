@@ -176,6 +176,23 @@ def test_sharegpt_joins_what_comes_in_a_row(tmp_path: Path) -> None:
     assert json.loads(values[2]) == [5, "six"]
 
 
+def test_pairs_are_the_same_however_many_texts_are_held_at_a_time(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--to", "trl", "--kind", "preference")
+    whole = lines(dataset, tmp_path / "a.jsonl", *options)
+    monkeypatch.setattr("spanloop_trainer.export.pairs._BATCH_BYTES", 1)
+    assert lines(dataset, tmp_path / "b.jsonl", *options) == whole
+    assert len(whole) > 1
+
+
+def test_a_dataset_is_not_overwritten(dataset: Path) -> None:
+    before = (dataset / "transitions.parquet").read_bytes()
+    refused = spanloop("export", dataset, "--to", "episodes", "--out", dataset / "transitions.parquet")
+    assert "is a file of the dataset" in str(refused.exception)
+    assert (dataset / "transitions.parquet").read_bytes() == before
+
+
 def test_episodes_are_steps_that_sum_to_their_reward(
     frame: pl.DataFrame, dataset: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,10 @@ def command(
     as_json: bool,
 ) -> None:
     """Turn traces into a dataset of transitions (OUT/transitions.parquet, OUT/manifest.json)."""
+    if since and until and since >= until:
+        raise click.UsageError(
+            f"--until ({until.isoformat()}) is not after --since ({since.isoformat()}): there is no time between"
+        )
     if merge and (shard or since or until or services):
         raise click.UsageError("--merge takes window and services from the shards: leave the others out")
     if shard and agents:
@@ -123,7 +127,7 @@ def command(
     if as_json:
         echo_json({"dataset": str(out), **asdict(manifest)})
     else:
-        _print(out, manifest)
+        _print(out, manifest, store)
 
 
 def _print_shard(out: Path, shard: tuple[int, int], spans: int, as_json: bool) -> None:
@@ -135,8 +139,8 @@ def _print_shard(out: Path, shard: tuple[int, int], spans: int, as_json: bool) -
     click.echo(f"when all {of} lie there: spanloop build --out {out} --merge")
 
 
-def _print(out: Path, manifest: Manifest) -> None:
-    print_manifest(out, manifest)
+def _print(out: Path, manifest: Manifest, store: str) -> None:
+    print_manifest(out, manifest, store)
     decoded = sum(manifest.decoders.values())
     if decoded:
         share = manifest.decoders.get("engine", 0) / decoded

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from spanloop.options import echo_json, example, json_option, store_option
+from spanloop.options import DEFAULT_STORE, echo_json, example, json_option, store_option
 
 if TYPE_CHECKING:
     import polars as pl
@@ -82,7 +84,7 @@ def lost(folder: Path, reason: str | None, limit: int, store: str, as_json: bool
         if as_json:
             echo_json(counts)
         else:
-            print_lost(folder, counts)
+            print_lost(folder, counts, store)
         return
     found = find_reason(manifest, reason)
     opened: list[Any] = []
@@ -125,8 +127,8 @@ def diff(before: Path, after: Path, limit: int, as_json: bool) -> None:
         _print_difference(found, limit)
 
 
-def print_manifest(folder: Path, manifest: Manifest) -> None:
-    """The funnel and all that the manifest says."""
+def print_manifest(folder: Path, manifest: Manifest, store: str = "") -> None:
+    """The funnel and all that the manifest says; `store`: of the build, where it is known."""
     counts = {
         name.replace("_", " "): number for name, number in manifest.counts.items() if isinstance(number, int)
     }
@@ -137,7 +139,7 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
     )
     for name, number in counts.items():
         click.echo(f"  {name:<{width}}  {number:>9,}")
-    print_lost(folder, manifest.counts.get("lost", {}))
+    print_lost(folder, manifest.counts.get("lost", {}), store)
     for reason, examples in manifest.counts.get("examples", {}).items():
         click.echo(f"{reason}, for example")
         for one in examples:
@@ -149,12 +151,16 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
     click.echo(f"episodes by split: {splits}; credit: {manifest.credit}")
 
 
-def print_lost(folder: Path, lost: dict[str, int]) -> None:
+def print_lost(folder: Path, lost: dict[str, int], store: str = "") -> None:
     """Every loss with its reason and its number, and the command that shows those rows."""
     if not lost:
         return
     width = max(map(len, lost))
-    click.echo(f"lost or set apart (which: spanloop dataset lost {folder} --reason NUMBER)")
+    # Spans that no build reads are looked up in the store; a URL with a password is not for a terminal.
+    asked = store not in ("", os.environ.get("SPANLOOP_STORE", DEFAULT_STORE))
+    given = f" --store {'URL' if '@' in store else shlex.quote(store)}" if asked else ""
+    command = f"spanloop dataset lost {shlex.quote(str(folder))} --reason NUMBER{given}"
+    click.echo(f"lost or set apart (which: {command})")
     for number, (reason, count) in enumerate(lost.items(), 1):
         click.echo(f"  {number:>2}  {reason:<{width}}  {count:>9,}")
 

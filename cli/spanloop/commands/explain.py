@@ -66,6 +66,7 @@ def _print(found: Explanation) -> None:
     if found.why_not:
         click.secho("no row", bold=True)
         click.echo(f"  {found.why_not}")
+        _print_dataset(found.dataset)
         return
     episode = found.episode
     click.secho(f"episode {episode['episode_id']}", bold=True)
@@ -83,18 +84,22 @@ def _print(found: Explanation) -> None:
     click.secho("filters", bold=True)
     for why in found.filters or ["all kept it"]:
         click.echo(f"  {why}")
-    if found.dataset is not None:
-        click.secho("dataset", bold=True)
-        for name, (there, now) in found.dataset.items():
-            click.echo(f"  {name}: {there} there, {now} now")
-        if not found.dataset:
-            click.echo("  its row says the same")
+    _print_dataset(found.dataset)
+
+
+def _print_dataset(differences: dict[str, Any] | None) -> None:
+    if differences is None:
+        return
+    click.secho("dataset", bold=True)
+    for name, (there, now) in differences.items():
+        click.echo(f"  {name}: {there} there, {now} now")
+    if not differences:
+        click.echo("  its row says the same")
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    click.secho(
-        f"answer {row['choice']}: {row['status']}" + ("" if row["taken"] else ", not taken"), bold=True
-    )
+    answer = f"answer {row['choice']}" if row["status"] == "ok" else "no usable answer"
+    click.secho(f"{answer}: {row['status']}" + ("" if row["taken"] else ", not taken"), bold=True)
     for part in row["rewards"]:
         version = f"@{part['version']}" if part["version"] else ""
         how = "computed" if part["by"] == "computed" else f"joined by {part['by']}"

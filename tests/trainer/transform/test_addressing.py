@@ -183,11 +183,15 @@ def test_an_explicit_link_to_an_earlier_call(built: Built) -> None:
 def test_a_response_id_of_two_answers_is_looked_for_in_the_trace(built: Built) -> None:
     """Some servers number from 1 again."""
     same = {"gen_ai.response.id": "chatcmpl-1"}
-    rows = [call("c1", at=0, trace="t1", **same), call("c2", at=100, trace="t2", **same)]
-    _, values = built(rows, {"response_id": "chatcmpl-1", "trace_id": "t2"})
-    assert values == {"c1": [], "c2": [1]}
-    manifest, values = built(rows, {"response_id": "chatcmpl-1"})
-    assert (values, manifest.counts["judgements_outside"]) == ({"c1": [], "c2": []}, 1)
+    rows = [
+        call("c1", at=0, trace="t1", **same),
+        {**agent("a"), "TraceId": "t2"}, call("c2", "a", at=100, trace="t2", **same), call("c3", "a", at=101, trace="t2"),
+    ]  # fmt: skip
+    # That without a trace may be of either, and is of none.
+    manifest, values = built(
+        rows, {"response_id": "chatcmpl-1", "trace_id": "t2"}, {"response_id": "chatcmpl-1"}
+    )
+    assert (values, manifest.counts["judgements_outside"]) == ({"c1": [], "c2": [1], "c3": []}, 1)
 
 
 def test_missing_timestamps(built: Built) -> None:
@@ -283,9 +287,11 @@ def test_a_judgement_of_a_call_that_is_left_out_goes_to_no_other(built: Built) -
     for name in ("gen_ai.input.messages", "gen_ai.output.messages"):
         del empty["SpanAttributes"][name]
     rows = [agent("a", seconds=9), call("c1", "a", at=1), empty, call("c3", "a", at=3)]
-    manifest, values = built(rows, of("empty"))
+    manifest, values = built(rows, of("empty"), of("", response_id="gone"), {"response_id": "gone"})
     assert values == {"c1": [], "c3": []}
-    assert manifest.counts["judgements_outside"] == 1
+    assert manifest.counts["judgements_outside"] == 3
+    # An answer of which nobody sent a span is no call that was left out: its trace is what is known.
+    assert built(rows, of("", response_id="never"))[1] == {"c1": [1], "c3": [1]}
 
 
 def test_a_span_below_a_call_is_of_the_call(built: Built) -> None:

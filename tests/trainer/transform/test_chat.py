@@ -205,6 +205,52 @@ def test_an_empty_message_has_an_empty_text(empty: Json) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "flagged"),
+    [
+        (parts("assistant", finish_reason="stop"), True),
+        (parts("assistant", {"type": "text", "content": ""}), False),
+        (parts("assistant", {"type": "text", "content": "I look."}, finish_reason="tool_calls"), True),
+        (parts("assistant", tool_calls=[CALL], finish_reason="tool_calls"), False),
+    ],
+    ids=["nothing", "empty-text", "calls-left-out", "calls-beside-parts"],
+)
+def test_an_answer_of_which_something_is_not_recorded_says_so(answer: Json, flagged: bool) -> None:
+    read_answer = chat.read_answer(json.dumps(answer))
+    assert read_answer is not None
+    assert Flag(read_answer.flags).names() == (["left_out_content"] if flagged else [])
+
+
+def test_a_users_message_without_parts_had_some() -> None:
+    assert flags(parts("user")) == ["left_out_content"]
+    assert flags(parts("user", {"type": "text", "content": ""})) == []
+
+
+def test_the_id_of_a_result_may_stand_beside_its_parts() -> None:
+    """LiteLLM."""
+    value = parts("tool", {"type": "text", "content": "21"}, tool_call_id="c1")
+    assert read(value) == [{"role": "tool", "tool_call_id": "c1", "content": "21"}]
+
+
+def test_an_answer_is_the_assistants_whatever_its_role_is_called() -> None:
+    """LangChain's stream over Traceloop has an `unknown` one."""
+    answer = chat.read_answer(json.dumps(parts("unknown", {"type": "text", "content": "x"})))
+    assert answer is not None
+    assert (answer.role, json.loads(answer.chat)["role"]) == ("assistant", "assistant")
+
+
+def test_thoughts_may_be_the_json_of_a_summary_and_parts_may_have_a_kind() -> None:
+    summary = parts(
+        "assistant", {"type": "reasoning", "content": '[{"text": "Hm.", "type": "summary_text"}]'}
+    )
+    kinds = {
+        "role": "assistant",
+        "content": [{"kind": "thinking", "text": "Hm."}, {"kind": "text", "text": "x"}],
+    }
+    assert read(summary)[0]["reasoning_content"] == "Hm."
+    assert read(kinds) == [{"role": "assistant", "content": "x", "reasoning_content": "Hm."}]
+
+
+@pytest.mark.parametrize(
     "broken", ["42", "null", "[]", '{"parts": []}', '{"role": 3}', "{", '{"role": "user", "parts": [3]}']
 )
 def test_another_shape_is_not_guessed_at(broken: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from click.testing import CliRunner
 
 from spanloop.main import cli
 from spanloop_store import connect, registry
+from spanloop_trainer.errors import TransformError
+from spanloop_trainer.transform.reading.read import END_OF_TIME_NS, Window
 
-from .conftest import Agent, called, insert, recorded, result, said, user
+from .conftest import Agent, Build, called, insert, recorded, result, said, user
 from .test_build import gateway
 
 
@@ -25,6 +28,10 @@ def store(tmp_path: Path) -> str:
     agent = Agent()
     history = [user("2+3?"), called("add", {"a": 2, "b": 3}, "c"), result("c", "5")]
     insert(client, [agent.call(history[:1], history[1], at=0), agent.call(history, said("five"), at=1)])
+    tool = {**agent.call([], at=2), "SpanName": "a tool", "SpanAttributes": {}}
+    insert(client, [tool, tool])  # sent twice
+    embedded = {"spanloop.gateway": "true", "gen_ai.operation.name": "embeddings"}
+    insert(client, [{**tool, "SpanId": "embed", "SpanName": "embed", "SpanAttributes": embedded}])
     registry.register_model(client, "calculator", "models/1")
     client.close()
     return url
@@ -41,6 +48,13 @@ def test_build_then_show_then_status(store: str, tmp_path: Path) -> None:
     )
     assert built.exit_code == 0, built.output
     assert "status truncated: the stream was cut" in built.output
+    # The command that is printed works as it is: spans that no build reads are asked of this store, not of the default one.
+    (printed,) = [line for line in built.output.splitlines() if "spanloop dataset lost" in line]
+    lost = printed.partition("(which: spanloop ")[2].removesuffix(")").replace("NUMBER", "1").split()
+    shown = run.invoke(cli, lost)
+    assert shown.exit_code == 0, shown.exception
+    assert "no model call (tools, agents, HTTP, …): 2, of which 2 are shown" in shown.output
+    assert (shown.output.count("agent a tool"), shown.output.count("agent embed")) == (1, 1)
     again = run.invoke(
         cli, ["build", "--out", out, "--store", store, "--config", str(tmp_path / "spanloop.toml"), "--json"]
     )
@@ -54,7 +68,7 @@ def test_build_then_show_then_status(store: str, tmp_path: Path) -> None:
     assert shown.output.count("2+3?") == 1  # a message is printed once, not once a step
 
     status = json.loads(run.invoke(cli, ["status", "--store", store, "--json"]).stdout)
-    assert status["traces"]["spans"] == 10
+    assert status["traces"]["spans"] == 12
     assert [model["id"] for model in status["models"]] == ["calculator@1"]
     assert status["datasets"][0]["id"] == manifest["id"]
     assert "calculator@1" in run.invoke(cli, ["status", "--store", store]).output
@@ -115,7 +129,7 @@ def test_shards_then_merge_then_a_dataset_on_top(store: str, tmp_path: Path) -> 
 
     until = ("--until", "2040-01-01")
     shards = [built("merged", *until, "--shard", f"{number}/2") for number in (1, 2)]
-    assert sum(int(str(shard["spans"])) for shard in shards) == 10
+    assert sum(int(str(shard["spans"])) for shard in shards) == 12
     merged = built("merged", "--merge")
     whole = built("whole", *until)
     assert merged == {**whole, "dataset": merged["dataset"]}
@@ -123,3 +137,26 @@ def test_shards_then_merge_then_a_dataset_on_top(store: str, tmp_path: Path) -> 
     assert (again["id"], again["parent"]) == (merged["id"], merged["id"])
     assert (tmp_path / "again" / "pieces").is_dir()
     assert not (tmp_path / "merged" / "pieces").exists()
+
+
+def test_a_window_beyond_the_stores_time_ends_with_it() -> None:
+    """Nanoseconds of the year 9999 do not fit into 64 bits, and would come out as a time long ago."""
+    first, last = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
+    assert Window(first, last).bounds() == (0, END_OF_TIME_NS)
+    assert Window(last, None).bounds() == (END_OF_TIME_NS, END_OF_TIME_NS)
+
+
+def test_what_no_span_has_is_answered_with_what_some_have(build_rows: Build) -> None:
+    rows = [Agent(service=name, prefix=name).call([user("a")], said("b"), at=0) for name in ("one", "two")]
+    with pytest.raises(TransformError, match="no span of these services") as wrong:
+        build_rows(rows, services=["three"])
+    assert wrong.value.hint == "--service, one of: 'one', 'two'"
+    with pytest.raises(TransformError, match="no call of these agents") as wrong:
+        build_rows(None, agents=["three"])
+    assert wrong.value.hint == "--agent, one of: 'one', 'two'"
+
+
+def test_no_time_between_since_and_until_is_a_mistake(tmp_path: Path) -> None:
+    wrong = CliRunner().invoke(cli, ["build", "--out", str(tmp_path / "d"), "--since", "1d", "--until", "2d"])
+    assert wrong.exit_code == 2
+    assert "is not after --since" in wrong.output

@@ -192,6 +192,25 @@ def test_explain_says_the_same_of_stage_e_and_of_a_dataset(episodes: list[Episod
         assert explain(written, credit, **place) == told  # type: ignore[arg-type]  # likewise
 
 
+def test_explain_finds_the_answer_that_was_taken_and_no_reward_in_rounding() -> None:
+    credit = Credit(method="rewards_to_go", gamma=0.7)
+    rows = frame([Episode(0, (Step(), Step(0.1), Step(), Step()), 0.3)]).with_columns(
+        pl.lit(1, pl.Int32).alias("choice")
+    )
+    other = rows.with_columns(
+        pl.lit(0, pl.Int32).alias("choice"), pl.lit(value=False).alias("taken"),
+        pl.lit(None, pl.Float64).alias("reward_episode"), pl.lit(None, pl.Float64).alias("reward_call"),
+    )  # fmt: skip
+    rows = advantages(pl.concat([other, rows]), credit)
+    written = rows.drop("reward_episode", "reward_call", "taken")
+    for step in range(4):
+        told = explain(rows, credit, episode_id="e0", step=step, choice=1)
+        assert explain(written, credit, episode_id="e0", step=step, choice=1) == told
+        assert told[1].count("(step") == (2 if step < 2 else 1)
+        (no,) = explain(written, credit, episode_id="e0", step=step, choice=0)
+        assert "went on with another answer" in no
+
+
 @pytest.mark.parametrize("method", ["grpo", "rloo", "gigpo"])
 def test_a_group_of_one_has_no_advantage(method: CreditMethod) -> None:
     assert found(rewarded(1.0), Credit(method=method)) == [None, None]
@@ -202,6 +221,8 @@ def test_equal_rewards_with_rounding_errors_are_no_signal(method: CreditMethod) 
     """.1 + .2 is not .3, and seven times .1 has a standard deviation."""
     assert set(found(rewarded(0.3, 0.1 + 0.2, 0.3, steps=1), Credit(method=method))) == {0.0}
     assert set(found(rewarded(*[0.1] * 7, steps=1), Credit(method=method))) == {0.0}
+    # A thousandth of a reward is a difference.
+    assert found(rewarded(1.0, 1.001, steps=1), Credit(method=method))[1] != 0.0
 
 
 def test_a_small_discount_over_a_long_episode_loses_nothing() -> None:
@@ -230,6 +251,22 @@ def test_sums_that_round_come_out_the_same_in_any_order(method: CreditMethod) ->
         assert advantages(shuffled, Credit(method=method)).sort("episode_id")["advantage"].equals(once)
 
 
+@pytest.mark.parametrize("method", ["grpo", "rloo", "gigpo"])
+def test_names_of_episodes_have_no_say(method: CreditMethod) -> None:
+    """Rows are put in the order of hashes of names, which are others in another version of Polars."""
+    draw = random.Random(1)
+    rows = frame(
+        [
+            Episode(0, tuple(Step(draw.randrange(100) / 10, state=n % 2) for n in range(3)), 0.1)
+            for _ in range(40)
+        ]
+    )
+    once = advantages(rows, Credit(method=method))["advantage"]
+    for name in "abcde":
+        renamed = rows.with_columns(pl.concat_str(pl.lit(name), "episode_id").alias("episode_id"))
+        assert advantages(renamed, Credit(method=method))["advantage"].equals(once)
+
+
 def test_an_answer_that_was_not_taken_has_no_advantage() -> None:
     rows = frame(rewarded(1.0, 0.0))
     other = rows.filter(pl.col("step") == 0).with_columns(
@@ -248,6 +285,16 @@ def test_agents_of_one_task_are_compared_with_themselves_alone() -> None:
     assert values == [0.0] * 4 + [1.0, 1.0, -1.0, -1.0]
 
 
+@pytest.mark.parametrize("method", ["grpo", "rloo", "gigpo"])
+def test_a_run_of_several_agents_is_of_the_group_of_the_first(method: CreditMethod) -> None:
+    rows = frame([Episode(0, (Step(state=n), Step(state=9)), reward) for n, reward in enumerate((1.0, 0.0))])
+    handed = rows.with_columns(
+        pl.when(pl.col("step") == 1).then("episode_id").otherwise("agent").alias("agent")
+    )
+    credit = Credit(method=method)
+    assert advantages(handed, credit)["advantage"].equals(advantages(rows, credit)["advantage"])
+
+
 def test_rewards_of_steps_reach_those_before_them_only() -> None:
     episode = Episode(0, (Step(), Step(0.5), Step()), None)
     assert found([episode], Credit(method="rewards_to_go")) == [0.5, 0.5, None]
@@ -262,6 +309,22 @@ def test_equal_states_tell_steps_apart_that_episodes_cannot() -> None:
     assert by_episode == found(runs, Credit(method="grpo"))
     assert both[0] > by_episode[0]  # type: ignore[operator]  # none is null
     assert both[1] == by_episode[1]
+
+
+def test_states_are_compared_within_a_task_and_among_answers_alone() -> None:
+    """Neither with those of another task, nor with a call that failed, nor where nobody knows the prompt."""
+    runs = [
+        Episode(0, (Step(ok=False, state=2), Step(state=1)), 1.0),
+        Episode(0, (Step(state=2),), 0.0),
+        Episode(1, (Step(state=1),), 0.25),
+        Episode(1, (Step(state=2),), 0.75),
+    ]
+    assert found(runs, Credit(method="gigpo")) == found(runs, Credit(method="grpo"))
+    alike = frame([Episode(0, (Step(), Step(0.5)), reward) for reward in (1.0, 0.0)])
+    unknown = alike.with_columns(pl.lit(None, pl.UInt64).alias("state_code"))
+    of_episodes = advantages(alike, Credit(method="grpo"))["advantage"]
+    assert advantages(unknown, Credit(method="gigpo"))["advantage"].equals(of_episodes)
+    assert not advantages(alike, Credit(method="gigpo"))["advantage"].equals(of_episodes)
 
 
 def test_the_values_of_the_paper_at_both_ends() -> None:
@@ -283,8 +346,9 @@ def test_an_attempt_that_failed_takes_no_time(method: CreditMethod) -> None:
     assert [retried[0], *retried[2:]] == found([Episode(0, (first, last), 1.0), other], credit)
 
 
-def test_a_missing_value_costs_its_episode_alone() -> None:
-    lost = Episode(0, (Step(), Step(value=None)), 1.0)
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_missing_value_costs_its_episode_alone(value: float | None) -> None:
+    lost = Episode(0, (Step(), Step(value=value)), 1.0)
     assert found([lost, *rewarded(1.0)], Credit(method="gae", values="v"))[:2] == [None, None]
     assert None not in found([lost, *rewarded(1.0)], Credit(method="gae", values="v"))[2:]
 
@@ -328,6 +392,20 @@ def test_the_trainer_compares_what_is_left() -> None:
     assert among_rollouts(rows, "rloo")["advantage"].to_list() == [1.0, -1.0]
 
 
+def test_the_trainer_looks_at_the_first_row_of_an_episode_whatever_the_order() -> None:
+    """Its return, its agent; a later row has another return, and may be another agent's. An answer that was not taken has none."""
+    rows = dataset_rows([(0.0, 2), (0.0, 2)])
+    later, name = pl.col("step") == 1, pl.col("episode_id")
+    rows = rows.with_columns(
+        pl.when(later).then(7.0).when(name == "t0e0").then(1.0).otherwise(0.5).alias("return_"),
+        pl.when(later).then(name).otherwise("agent").alias("agent"),
+    )
+    nothing = (pl.lit(None, pl.Float64).alias(of) for of in ("reward", "return_", "advantage"))
+    other = rows.filter(~later).with_columns(*nothing, choice=pl.lit(1, pl.Int64))
+    found = among_rollouts(pl.concat([other, rows.reverse()]), "rloo")
+    assert found["advantage"].to_list() == [None, None, -0.5, -0.5, 0.5, 0.5]
+
+
 def test_every_method_has_its_options_and_its_source() -> None:
     assert set(METHODS) == set(CREDIT_OPTIONS) == set(get_args(CreditMethod))
     assert all(method.source for method in METHODS.values())
@@ -341,6 +419,7 @@ def test_every_method_has_its_options_and_its_source() -> None:
         ({"gamma": 0.9}, "identical has no gamma"),
         ({"method": "gae"}, "gae needs values"),
         ({"method": "gigpo", "gamma": 0.0}, "greater than 0"),
+        ({"method": "gigpo", "omega": float("inf")}, "finite"),
         ({"method": "best"}, "'identical', 'discounted', 'rewards_to_go', 'grpo', 'rloo', 'gigpo' or 'gae'"),
     ],
     ids=lambda value: value.get("method", "none") if isinstance(value, dict) else "",
@@ -381,5 +460,9 @@ def test_values_find_their_answers(tmp_path: Path) -> None:
     calls = pl.DataFrame({"row": [0, 1, 2], "trace_id": ["t"] * 3, "span_id": ["b", "a", "c"]})
     rows = pl.DataFrame({"row": [0, 1, 2], "choice": pl.Series([0, 0, 0], dtype=pl.Int32)})
     assert join_values(rows, calls, values)["value"].to_list() == [1.5, 0.5, None]
+    pl.DataFrame({**VALUES, "choice": [2**40, 0]}).write_parquet(tmp_path / "values.parquet")
+    values = read_values(tmp_path / "values.parquet")
+    assert values is not None
+    assert join_values(rows, calls, values)["value"].to_list() == [1.5, None, None]
     with pytest.raises(ConfigError, match="not one of 3 answers"):
         join_values(rows, calls.with_columns(trace_id=pl.lit("elsewhere")), values)

@@ -94,6 +94,65 @@ def test_ids_of_a_span_above_count_for_the_calls_below_it() -> None:
     assert by_span(frame, "task_id")["c2"] == "known"
 
 
+@pytest.mark.parametrize("name", ["session", "rollout", "task"])
+def test_an_id_of_white_space_names_nothing(name: str) -> None:
+    spans = Recorder()
+    for number in range(2):
+        own = {"explicit_task" if name == "task" else name: " "}
+        spans.call(f"t{number}", [user(f"p{number}")], said("x"), at=number, name=f"own{number}", **own)
+        above = spans.span(f"u{number}", spans.span(f"u{number}", agent="a", task="known"), **{name: "\t"})  # type: ignore[arg-type]
+        spans.call(f"u{number}", [user("q")], said("x"), at=number, name=f"below{number}", parent=above)
+    frame, _ = run(spans)
+    assert episodes(frame) == sets("own0", "own1", "below0", "below1")
+    assert by_span(frame, "task_id")["below0"] == "known"
+    assert frame["task_id"].n_unique() == 3
+
+
+def picture(number: int) -> dict[str, Any]:
+    image = {"type": "uri", "modality": "image", "uri": f"https://example.org/{number}.png"}
+    return {"role": "user", "parts": [{"type": "text", "content": "What is this?"}, image]}
+
+
+def test_what_was_asked_is_the_task() -> None:
+    """Tasks are what runs are compared by: two that only look alike must not be one."""
+    spans = Recorder()
+    prompts: dict[str, list[dict[str, Any]]] = {
+        "text": [user("What is this?")], "picture0": [picture(0)], "picture1": [picture(1)], "again": [picture(1)],
+        "system0": [system("Sum up.")], "system1": [system("Translate.")], "unread0": [], "unread1": [],
+        "two parts": [{"role": "user", "parts": [{"type": "text", "content": text} for text in ("What is ", "this?")]}],
+    }  # fmt: skip
+    for at, (name, prompt) in enumerate(prompts.items()):
+        spans.call(f"t-{name}", prompt, said("x"), at=at, name=name, invalid=not prompt, has_content=True)
+    # The first call of a run cannot be read.
+    spans.call("t8", [], said("x"), at=20, name="first", invalid=True, has_content=True, session="s")
+    spans.call("t9", [user("What is this?")], said("x"), at=21, name="then", session="s")
+    tasks = by_span(run(spans)[0], "task_id")
+    alike = [{name for name in tasks if tasks[name] == task} for task in dict.fromkeys(tasks.values())]
+    assert sorted(map(sorted, alike)) == [
+        ["again", "picture1"], ["first", "text", "then", "two parts"], ["picture0"], ["system0"], ["system1"],
+        ["unread0"], ["unread1"],
+    ]  # fmt: skip
+    given = {"task_id": "pictures", "prompt": "What is this?", "split": "train"}
+    named = by_span(run(spans, tasks=[given])[0], "task_id")
+    assert {name for name in named if named[name] == "pictures"} == {
+        "text", "picture0", "picture1", "again", "first", "then", "two parts"
+    }  # fmt: skip
+
+
+def test_a_prompt_of_the_test_tasks_is_held_out_under_any_id() -> None:
+    spans = Recorder()
+    for number in range(20):
+        spans.call(
+            f"t{number}", [user("p")], said("x"), at=number, name=f"c{number}", explicit_task=f"run {number}"
+        )
+        spans.call(
+            f"u{number}", [user("q")], said("x"), at=number, name=f"d{number}", explicit_task=f"run {number}"
+        )
+    splits = by_span(run(spans, tasks=[{"task_id": "held out", "prompt": "p", "split": "test"}])[0], "split")
+    assert {splits[f"c{number}"] for number in range(20)} == {"test"}
+    assert {splits[f"d{number}"] for number in range(20)} == {"test", "train"}
+
+
 def test_agents_that_hand_over_share_the_run_and_keep_their_names() -> None:
     spans = Recorder()
     run_ = spans.span("t", is_agent=True)

@@ -26,6 +26,8 @@ def failures(frame: pl.DataFrame) -> list[str | None]:
         ({"error_type": "httpx.ReadTimeout"}, "error", "timeout"),
         ({"error_type": "deadline exceeded"}, "error", "timeout"),
         ({"error_type": "content_filter"}, "error", "refusal"),
+        # Of the network, not of the model.
+        ({"error_type": "ConnectionRefusedError"}, "error", "error"),
         ({}, "truncated", "truncated"),
         ({"invalid": True}, "invalid", "invalid"),
     ],
@@ -103,6 +105,16 @@ def marked(spans: Recorder) -> str:
 )
 def test_steps_that_are_taken_again(acts: str, results: str, expected: str) -> None:
     assert marked(circle(acts, results)) == expected
+
+
+def test_of_parallel_tools_each_may_be_what_it_waits_for() -> None:
+    spans, history = Recorder(), [user("p")]
+    for turn in range(4):
+        both = [*used("status", {}, f"a{turn}")["parts"], *used("name", {}, f"b{turn}")["parts"]]
+        answer = {"role": "assistant", "parts": both}
+        spans.call(f"t{turn}", history, answer, at=turn, name=f"c{turn}")
+        history = [*history, answer, result(f"a{turn}", f"{turn}0 %"), result(f"b{turn}", "job")]
+    assert marked(spans) == "...."
 
 
 def test_two_agents_that_send_each_other_the_same() -> None:

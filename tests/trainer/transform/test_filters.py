@@ -20,9 +20,10 @@ from tests.trainer.algorithms.datasets import transitions, write
 import spanloop_store
 from spanloop_store import connect
 from spanloop_store.errors import SpanloopError
-from spanloop_trainer.config import load_config
+from spanloop_trainer.config import Config, load_config
 from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform import build, load_dataset
+from spanloop_trainer.transform.datasets.dataset import write_dataset
 from spanloop_trainer.transform.datasets.schema import TRANSITIONS
 from spanloop_trainer.transform.explain import Explanation, explain
 from spanloop_trainer.transform.pieces.gather import Memory
@@ -55,7 +56,10 @@ def rows() -> dict[str, list[Row]]:
         "twin": [wrapper],
         "gateway": [gateway(single)],
         "tool": [
-            {**single, "SpanId": "tool", "SpanName": "add", "SpanAttributes": {"x": "y"}, "TraceId": "tool"}
+            {
+                **single, "SpanId": "tool", "SpanName": "add", "TraceId": "tool",
+                "SpanAttributes": {"gen_ai.operation.name": "execute_tool"},
+            }
         ],
         "first": conversation(agent, "two", "2", at=10, call="c1"),
         "copy": conversation(agent, "two", "2", at=20, call="c2"),
@@ -64,7 +68,7 @@ def rows() -> dict[str, list[Row]]:
         "near": [agent.call([user(text + " more")], said("ok"), at=50)],
         "leaked": [agent.call([user(f"Hm. {LONG}?")], said("four"), at=60)],
         "cut": [agent.call([user("three")], at=70)],
-    }
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +206,18 @@ def test_rows_are_dropped_alone(client: Client, tmp_path: Path) -> None:
     assert manifest["counts"]["lost"]["filter no tools"] == 4
 
 
+def test_rows_are_dropped_by_what_was_answered(client: Client, tmp_path: Path) -> None:
+    """A failed call has no answer, one that calls a tool no text: null is no yes."""
+    manifest = built(
+        client,
+        tmp_path,
+        "[[filters.rows]]\nname = \"words\"\nexpression = \"answer = '2' OR answer = ''\"\n",
+    )
+    actions = [json.loads(action) for action in load_dataset(tmp_path / "d")[1]["action"]]
+    assert [action["content"] for action in actions] == ["2", "2"]
+    assert manifest["counts"]["lost"]["filter words"] == 9
+
+
 @pytest.mark.parametrize(
     ("filters", "why"),
     [
@@ -269,6 +285,7 @@ def test_explain_tells_how_a_row_came_to_be(
     assert {merged["span_id"] for merged in one.merged} == {"wrapper", rows["gateway"][0]["SpanId"]}
     assert one.call["token_ids"]
     assert one.dataset == {}
+    assert one.episode["why"] == "by itself: no other call goes on from it"
     first = explained(rows["first"][0]["SpanId"])
     assert first.episode["rule"] == "chain"
     assert (first.episode["step"], first.episode["steps"]) == (0, 2)
@@ -282,12 +299,31 @@ def test_explain_tells_how_a_row_came_to_be(
     assert first.dataset == {}
     dropped = explained(rows["copy"][1]["SpanId"])
     assert [why.split(":")[0] for why in dropped.filters] == ["exact duplicate of an earlier episode"]
-    assert dropped.dataset == {}
+    assert dropped.dataset == {"rows": (0, 0)}
     assert "kept: " in explained("elsewhere-wrapper").why_not
     assert "merged into" in explained(rows["gateway"][0]["SpanId"]).why_not
-    assert "no model call" in explained("tool").why_not
+    assert explained("tool").why_not == "no model call: no attribute of it says so"
     with pytest.raises(TransformError, match="the store has no span 'nowhere'"):
         explained("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        ({"services": ["another"]}, "its service is none of the dataset's: another"),
+        ({"until": "2023-11-14T22:13:20+00:00"}, "it lies outside the dataset's window"),
+    ],
+    ids=["service", "window"],
+)
+def test_explain_says_what_a_dataset_did_not_look_at(
+    client: Client, rows: dict[str, list[Row]], query: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    """And not that the span is no model call, as what was read of other services would have it."""
+    write_dataset(
+        tmp_path, transitions(1), query=query, config_hash="", credit="", counts={}, splits={}, decoders={}
+    )
+    told = explain(client, rows["single"][0]["SpanId"], Config(), dataset=tmp_path)
+    assert told.why_not.startswith(why)
 
 
 @pytest.mark.usefixtures("served")
@@ -343,6 +379,9 @@ def test_a_broken_dataset_is_named(tmp_path: Path, broken: str) -> None:
 
         path.write_bytes(path.read_bytes()[:-20])
         manifest["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        manifest["id"] = hashlib.sha256(
+            f"{manifest['sha256']}:{manifest['config_hash']}".encode()
+        ).hexdigest()
         (dataset / "manifest.json").write_text(json.dumps(manifest))
     elif broken == "manifest":
         (dataset / "manifest.json").unlink()

@@ -256,6 +256,86 @@ def test_messages_in_span_events_and_in_an_attribute(read: Read) -> None:
         check_named(call)
 
 
+def test_googles_content_in_log_events_and_a_stream_in_pieces(read: Read) -> None:
+    """google-genai of OpenTelemetry: role and parts inside, every field there, an event a piece."""
+    part = {
+        "thought": None,
+        "inline_data": None,
+        "function_call": None,
+        "function_response": None,
+        "text": None,
+    }
+    called = {**part, "function_call": {"id": None, "name": "add", "args": {"a": 1}}}
+    returned = {**part, "function_response": {"id": None, "name": "add", "response": {"sum": 2}}}
+    pieces = [{**part, "text": "Let "}, {**part, "text": "me."}, called]
+    logs = [
+        log(1, "gen_ai.user.message", {"content": {"role": "user", "parts": [{**part, "text": "1 + 1?"}]}}),
+        log(1, "gen_ai.user.message", {"content": {"role": "model", "parts": [called]}}),
+        log(1, "gen_ai.user.message", {"content": {"role": "user", "parts": [returned]}}),
+        *(
+            log(1, "gen_ai.choice", {
+                "index": n, "content": {"role": "model", "parts": [piece]},
+                **({"finish_reason": "STOP"} if n == len(pieces) - 1 else {}),
+            }) for n, piece in enumerate(pieces)
+        ),
+    ]  # fmt: skip
+    [call] = read([span(1, chat())], logs)
+    assert [message["role"] for message in call["messages"]] == ["user", "assistant", "tool"]
+    assert call["messages"][2]["content"] == '{"sum":2}'
+    [answer] = call["chats"]
+    assert answer["content"] == "Let me."
+    assert answer["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
+
+
+def test_bedrocks_results_in_two_events_count_once(read: Read) -> None:
+    results = [{"toolResult": {"toolUseId": "c1", "content": [{"text": "2"}]}}, {"text": "go on"}]
+    logs = [
+        log(1, "gen_ai.tool.message", {"id": "c1", "content": [{"text": "2"}]}),
+        log(1, "gen_ai.user.message", {"content": results}),
+        log(1, "gen_ai.tool.message", {"id": "other", "content": [{"text": "3"}]}),
+    ]
+    [call] = read([span(1, chat())], logs)
+    assert [(m["role"], m["content"]) for m in call["messages"]] == [
+        ("tool", "2"),
+        ("user", "go on"),
+        ("tool", "3"),
+    ]
+
+
+def test_a_text_beside_calls_may_be_left_out_of_events(read: Read) -> None:
+    """openai-v2 leaves it out of the history, Bedrock's out of the answer: the call goes on all the same."""
+    calls = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}]
+    spoken = {"content": "I add.", "tool_calls": calls}
+    logs = [
+        log(1, "gen_ai.user.message", {"content": "1 + 1?"}),
+        log(1, "gen_ai.choice", {"index": 0, "finish_reason": "tool_calls", "message": spoken}),
+        log(2, "gen_ai.user.message", {"content": "1 + 1?"}),
+        log(2, "gen_ai.assistant.message", {"tool_calls": calls}),
+        log(2, "gen_ai.tool.message", {"id": "c1", "content": "2"}),
+    ]
+    first, second = read([span(1, chat()), span(2, chat())], logs)
+    assert first["chats"][0]["content"] == "I add."
+    assert first["answers"][0]["code"] in {prefix["code"] for prefix in second["prefixes"]}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"model_request_parameters": {
+            "function_tools": [{"name": "add", "parameters_json_schema": {"type": "object"}}], "output_tools": [],
+        }},
+        {"llm.request.functions.0.name": "add", "llm.request.functions.0.parameters": '{"type": "object"}'},
+    ],
+    ids=["pydantic-ai", "litellm"],
+)  # fmt: skip
+def test_tools_may_stand_elsewhere(read: Read, attributes: Json) -> None:
+    messages = {"gen_ai.input.messages": [user("1 + 1?")]}
+    for call in read([span(1, {**chat(), **messages, **attributes})]):
+        [tool] = json.loads(call["tools_json"])
+        assert tool["function"]["name"] == "add"
+        assert tool["function"]["parameters"] == {"type": "object"}
+
+
 def test_details_in_a_log_event(read: Read) -> None:
     details: Json = {
         "gen_ai__input__messages": ASKED,
@@ -383,3 +463,66 @@ def test_the_ai_sdk(read: Read) -> None:
         "name": "add",
         "parameters": {"type": "object"},
     }
+
+
+def test_what_the_ai_sdk_leaves_out(read: Read) -> None:
+    """`recordInputs: false` and `recordOutputs: false` leave no message and no answer, and neither is made up."""
+    base = {"ai.operationId": "ai.streamText.doStream", "ai.prompt.messages": VERCEL_PROMPT}
+    cut = {"ai.response.text": "half", "ai.response.finishReason": "unknown"}
+    calls = read(
+        [
+            span(1, {"ai.operationId": "ai.generateText.doGenerate", "ai.response.finishReason": "stop"}),
+            span(2, {**base, "ai.response.finishReason": "stop", "ai.usage.outputTokens": 5}),
+            span(3, {**base, **cut, "ai.usage.completionTokens": "nan"}),
+            # Anthropic tells usage at the beginning of a stream.
+            span(4, {**base, **cut, "ai.usage.completionTokens": 1}),
+            span(5, {**base, "ai.response.text": "4", "ai.response.finishReason": "stop"}),
+        ]
+    )
+    assert [call["has_content"] for call in calls] == [False, False, True, True, True]
+    assert [call["status"] for call in calls][2:] == ["truncated", "truncated", "ok"]
+
+
+def test_results_of_the_ai_sdk_up_to_version_4_are_json(read: Read) -> None:
+    results = [
+        {"type": "tool-result", "toolCallId": "c1", "toolName": "f", "result": result}
+        for result in ("a text", {"a": [1]})
+    ]
+    (call,) = read(
+        [
+            span(
+                1,
+                {
+                    "ai.prompt.messages": [*VERCEL_PROMPT, {"role": "tool", "content": results}],
+                    "ai.telemetry.metadata.sessionId": "s",
+                },
+            )
+        ]
+    )
+    assert [message["content"] for message in call["messages"][2:]] == ['"a text"', '{"a":[1]}']
+    assert call["flags"] == []
+    assert call["session"] == "s"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message", "raised", "error"),
+    [
+        ({"error.type": "429"}, "boom", "", "429"),
+        ({}, "Error code: 429 - {'error': 'boom 7'}", "openai.RateLimitError", "openai.RateLimitError"),
+        ({}, "RateLimitError: Error code: 429", "", "RateLimitError"),
+        ({}, 'OpenAIRateLimitError("Error code: 429")Traceback\n', "", "OpenAIRateLimitError"),
+        ({}, "Error getting response: {'a': 7}", "", "Error getting response"),
+        ({}, "boom", "", "boom"),
+        ({"error.type": "BadRequest"}, "{'code': 'content_filter'}", "", "BadRequest: content_filter"),
+        ({}, "Request timed out.", "openai.APITimeoutError", "openai.APITimeoutError"),
+        ({}, "", "", None),
+    ],
+)
+def test_an_error_is_named_by_its_class(
+    read: Read, attributes: Json, message: str, raised: str, error: str | None
+) -> None:
+    """A whole message has another number in each: nothing could be counted by it."""
+    events = [("exception", {"exception.type": raised})] if raised else []
+    row = span(1, {"ai.prompt.messages": VERCEL_PROMPT, **attributes}, events)
+    (call,) = read([{**row, "StatusCode": "Error", "StatusMessage": message}])
+    assert (call["error_type"], call["status"]) == (error, "error")

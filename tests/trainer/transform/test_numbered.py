@@ -165,6 +165,7 @@ def test_columns_of_all_flavours_agree(client: Client) -> None:
         ('[{"type": "of tomorrow"}]', "user", '[{"type": "of tomorrow"}]'),
         ('[{"type": "text", "te', "user", '[{"type": "text", "te'),
         ("[{}]", "user", "[{}]"),
+        ('[{"text": "a"}, {"toolUse": {}}]', "user", [{"text": "a"}, {"toolUse": {}}]),
         ('""', "assistant", None),
         ("[]", "assistant", None),
         ("[1, 2]", "user", "[1, 2]"),

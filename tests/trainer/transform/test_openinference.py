@@ -122,7 +122,17 @@ INVALID = {
     "a hole": {**WHOLE, "llm.input_messages.9.message.role": "user"},
     "no first message": {key: value for key, value in WHOLE.items() if "input_messages.0" not in key},
     "no role": {key: value for key, value in WHOLE.items() if key != "llm.input_messages.1.message.role"},
-    "a part that is missing": {**WHOLE, "llm.input_messages.1.message.contents.2.message_content.text": "x"},
+    "a part without its message": {
+        **LLM,
+        **PROMPT,
+        "llm.input_messages.1.message.contents.0.message_content.text": "x",
+    },
+    "calls that ran together": {
+        **LLM,
+        **PROMPT,
+        "llm.output_messages.0.message.role": "assistant",
+        "llm.output_messages.0.message.tool_calls.0.tool_call.function.arguments": '{"a":1}{"a":2}',
+    },
     "a tool call that is missing": {**WHOLE, "llm.output_messages.0.message.tool_calls.1.tool_call.id": "x"},
     "a response that was cut": {**PROMPT, **in_and_out(REQUEST, ""), "output.value": '{"choices": [{"mess'},
     "a definition that was cut": {**WHOLE, "llm.tools.0.tool.json_schema": '{"type": "func'},
@@ -133,8 +143,14 @@ WITHOUT = {
     "nothing": LLM,
     "messages left out": {**LLM, **PROMPT, "llm.input_messages.0.message.content": "__REDACTED__"},
     "values left out": {**LLM, "input.value": "__REDACTED__", "output.value": "__REDACTED__"},
+    "outputs left out": {**LLM, **PROMPT, "output.value": "__REDACTED__"},
+    "prompts left out": {**LLM, "llm.prompts.0.prompt.text": "__REDACTED__", "output.value": "hello"},
+    "choices left out": {**LLM, **PROMPT, "llm.choices.0.completion.text": "__REDACTED__"},
+    "a stream that was printed": {**LLM, **PROMPT, "output.value": "<groq.Stream object at 0x7f9a726a7ad0>"},
     "JSON of another kind": in_and_out({"anything": 1}, {"anything": 2}),
 }
+TOOL = {"toolSpec": {"name": "f", "inputSchema": {"json": {"type": "object"}}}}
+HIDDEN = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "__REDACTED__"}}]}
 PREPARED = in_and_out({"chat_history": ["repr"], "tools": []}, {"messages": ["repr"], "tools": []})
 
 
@@ -146,6 +162,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         **INVALID,
         **WITHOUT,
         "prepared": PREPARED,
+        "a part without attributes": {
+            **WHOLE,
+            "llm.input_messages.1.message.contents.2.message_content.text": "x",
+        },
+        "camel case": {**WHOLE, "llm.invocation_parameters": '{"topP": 0.5, "maxTokens": 5}'},
+        "tools in the request": in_and_out({**REQUEST, "tools": [TOOL]}, choices("hello")),
+        "a hidden picture": in_and_out({**REQUEST, "messages": [HIDDEN]}, choices("hello")),
         "litellm": {**WHOLE, "llm.model_name": "openai/gpt", "llm.provider": "openai"},
         "parameters": {
             **WHOLE,
@@ -189,12 +212,18 @@ def test_what_makes_a_request_is_no_model_call(found: dict[str, dict[str, Any]])
 def test_a_text_is_flagged(found: dict[str, dict[str, Any]]) -> None:
     flagged = {name for name, call in found.items() if call["flags"] & Flag.ONLY_TEXT}
     assert flagged == {"only text", "values left out"}
+    left_out = {name for name, call in found.items() if call["flags"] & Flag.LEFT_OUT_CONTENT}
+    assert left_out == {"a part without attributes", "a hidden picture"}
 
 
 def test_facts(found: dict[str, dict[str, Any]]) -> None:
     assert found["litellm"]["request_model"] == "gpt"
     call = found["parameters"]
     assert [call[name] for name in ("temperature", "max_tokens", "seed", "top_p")] == [0.0, 5, 3, None]
+    assert [found["camel case"][name] for name in ("max_tokens", "top_p")] == [5, 0.5]
+    assert json.loads(found["tools in the request"]["tools_json"]) == [
+        {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    ]
     ids = {
         name: found[name]["response_id"]
         for name in ("two choices", "LangChain's answers", "Anthropic's answer")

@@ -30,6 +30,7 @@ EPISODES = pl.DataFrame(
         "expected": ["4", "5", None],
         "steps": [2, 3, 1],
         "task_level": ["easy", "hard", None],
+        "task_limits": [[1, 2], [3], None],
     }
 )
 
@@ -50,6 +51,8 @@ def rule(expression: str, **settings: Any) -> RewardRule:
         ("2", {"a": 2.0, "b": 2.0, "c": 2.0}),
         ("answer = 'OVER (SELECT' -- a comment", {"a": 0.0, "b": 0.0}),
         ("NULL", {}),
+        ("steps / 0", {}),
+        ("ARRAY_LENGTH(task_limits)", {"a": 2.0, "b": 1.0}),
     ],
 )
 def test_an_expression_gives_a_number_or_nothing(expression: str, expected: dict[str, float]) -> None:
@@ -62,12 +65,16 @@ def test_an_expression_gives_a_number_or_nothing(expression: str, expected: dict
     [
         (
             "answr = 'x'",
-            r'reward \'r\': .*"answr"; valid columns: episode_id, answer, expected, steps, task_level\n',
+            r'reward \'r\': .*"answr"; valid columns: episode_id, answer, expected, steps, task_level, task_limits\n',
         ),
         ("CAST((", "cannot be evaluated: sql parser error"),
         ("answer", "it gives String, no number"),
         ("AVG(steps)", "cannot be evaluated"),
         ("SUM(steps) OVER (PARTITION BY task_level)", "looks at other rows than its own"),
+        ("SUM(steps) OVER/**/(PARTITION BY task_level)", "looks at other rows than its own"),
+        ("-- don't\nSUM(steps) OVER () -- don't", "looks at other rows than its own"),
+        ("ROW_NUMBER()", "looks at other rows than its own"),
+        ("UNNEST(task_limits)", "looks at other rows than its own"),
         ("(SELECT MAX(steps) FROM self)", "looks at other rows than its own"),
         ("steps + answer", "cannot be evaluated"),
         ("no_such_function(steps)", "unsupported function"),
@@ -210,9 +217,22 @@ def test_weights_are_by_name_and_a_name_without_a_rule_weighs_one() -> None:
     assert total(parts.reverse(), "episode_id", config).row(0, named=True) == row
 
 
+def test_what_weighs_nothing_scores_nothing() -> None:
+    """Kept to look at: an episode that nobody else judged is unscored, and no failure."""
+    parts = pl.DataFrame(
+        [("a", "seen", 1.0), ("b", "seen", 1.0), ("b", "other", 0.0), ("c", "other", 0.5)],
+        schema=["episode_id", "name", "value"],
+        orient="row",
+    ).with_columns(pl.lit("x").alias(name) for name in ("source", "evaluator", "version"))
+    summed = total(parts, "episode_id", Config(rewards=(RewardRule(name="seen", weight=0.0),)))
+    assert dict(summed.select("episode_id", "reward").rows()) == {"a": None, "b": 0.0, "c": 0.5}
+    assert summed["reward_parts"].list.len().to_list() == [1, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
+        ({"weight": float("nan")}, "finite number"),
         ({"expression": "1", "verifier": "exact_match"}, "expression and verifier; one of them"),
         ({"rubric": "good?", "verifier": "exact_match"}, "verifier and rubric; one of them"),
         ({"level": "call"}, "level, which is of use with expression alone"),
@@ -237,6 +257,8 @@ def test_settings_that_do_not_fit_together_are_named(settings: dict[str, Any], w
             "judge.modle: there is no such setting; valid: model, base_url",
         ),
         ("[watermark]\nwait_h = -1\n", "watermark.wait_h"),
+        ("[watermark]\nwait_h = inf\n", "watermark.wait_h"),
+        ("[watermark]\nwait_h = 1e12\n", "watermark.wait_h"),
     ],
 )
 def test_a_configuration_that_says_too_little_is_refused(tmp_path: Path, text: str, why: str) -> None:

@@ -172,7 +172,23 @@ def test_a_missing_shard(client: Client, whole: Built, tmp_path: Path) -> None:
     with pytest.raises(TransformError, match="wait for a merge"):
         built(client, tmp_path)
     build_shard(client, tmp_path, 1, 2, until=UNTIL)
+    # A disk that was full, a copy that broke off.
+    damaged = next((tmp_path / "pieces").glob("*-1of2")) / "calls.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(TransformError, match="lacks shard 2/2"):
+        built(client, tmp_path, merge=True)
+    build_shard(client, tmp_path, 1, 2, until=UNTIL)
     same(built(client, tmp_path, merge=True), whole)
+
+
+def test_shards_of_another_number(client: Client, whole: Built, tmp_path: Path) -> None:
+    """What an earlier attempt left is named: no shard that is read again would remove it."""
+    build_shard(client, tmp_path, 0, 3, until=UNTIL)
+    for shard in range(2):
+        build_shard(client, tmp_path, shard, 2, until=UNTIL)
+    with pytest.raises(TransformError, match="shards 2 and 3") as refused:
+        built(client, tmp_path, merge=True)
+    assert f"remove {tmp_path / 'pieces'}" in str(refused.value)
 
 
 def test_the_order_of_the_store(client: Client, whole: Built, tmp_path: Path) -> None:

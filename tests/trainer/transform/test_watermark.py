@@ -68,6 +68,22 @@ def test_a_build_leaves_young_episodes_for_another_day(client: Client, tmp_path:
         build(client, tmp_path / "none", config=waiting, since=datetime.now(UTC) - timedelta(hours=1))
 
 
+def test_what_is_waited_for_gives_its_judgements_to_no_other(client: Client, tmp_path: Path) -> None:
+    """A judgement of a request with two runs is of neither, also while one of them waits."""
+    agents = [Agent(f"i{n}") for n in range(2)]
+    rows = [agent.call([user(f"p{n}")], said("a"), at=n) for n, agent in enumerate(agents)]
+    rows[1]["Timestamp"] = int((datetime.now(UTC) - timedelta(minutes=5)).timestamp() * 1e9)
+    rows = [{**row, "TraceId": "t"} for row in rows]
+    insert(client, rows)
+    for number, names in enumerate([{"trace_id": "t"}, {"trace_id": "t", "span_id": rows[1]["SpanId"]}]):
+        columns = {"id": str(number), "time": NOW, "name": "r", "value": 1.0, "source": "feedback", **names}
+        client.insert("rewards", [list(columns.values())], column_names=list(columns))
+    manifest = build(client, tmp_path / "dataset", config=Config(watermark=Watermark(wait_h=1)))
+    frame = load_dataset(tmp_path / "dataset")[1]
+    assert frame.select("span_id", "reward").rows() == [(rows[0]["SpanId"], None)]
+    assert manifest.counts["judgements_outside"] == 1  # the other one waits with its call
+
+
 def test_a_late_reward_makes_another_dataset_which_names_its_parent(client: Client, tmp_path: Path) -> None:
     rows = [Agent(f"i{n}").call([user(f"p{n}")], said("a"), at=n) for n in range(3)]
     insert(client, rows)

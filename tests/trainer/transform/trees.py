@@ -187,7 +187,9 @@ def run(
         )  # fmt: skip
     cut = [canonical(_part(spans, number, pieces)) for number in range(pieces)]
     slim = together([piece.slim for piece in cut])
-    texts: Texts = Buckets(_numbered(cut, "texts", "call"), _numbered(cut, "tokens", "tokens"), bucket)
+    texts: Texts = Buckets(
+        numbered_texts(cut, "texts", "call"), numbered_texts(cut, "tokens", "tokens"), bucket
+    )
     given = pl.DataFrame([{name: task.get(name) for name in TASKS} for task in tasks], schema=TASKS)
     made = transform_pieces(
         slim, texts, pl.DataFrame(schema=REWARDS), given, config or Config(), agents=(), funnel=Funnel()
@@ -203,7 +205,7 @@ def _part(spans: Spans, number: int, pieces: int) -> Spans:
     return Spans(*frames, spans.counts if not number else dict.fromkeys(spans.counts, 0))
 
 
-def _numbered(pieces: Sequence[Piece], name: str, key: str) -> pl.DataFrame:
+def numbered_texts(pieces: Sequence[Piece], name: str, key: str) -> pl.DataFrame:
     if len(pieces) == 1:
         return getattr(pieces[0], name)
     return pl.concat([shifted(getattr(piece, name), number, key) for number, piece in enumerate(pieces)])

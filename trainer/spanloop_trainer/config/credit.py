@@ -36,7 +36,7 @@ class Credit(BaseModel):
     """Factor a step; 1 does not discount."""
     lambda_: float | None = Field(default=None, ge=0, le=1, alias="lambda")
     """0 trusts the values alone, 1 what was earned alone."""
-    omega: float | None = Field(default=None, ge=0)
+    omega: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Factor of the advantage among equal states; 0 leaves that of the episodes."""
     scale_by_std: bool | None = None
     """Divide by the group's standard deviation; false is Dr. GRPO."""

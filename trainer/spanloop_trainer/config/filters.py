@@ -24,7 +24,7 @@ class Evaluation(_Strict):
     file: str
     """JSON lines (`.jsonl`), CSV (`.csv`) or Parquet (`.parquet`); relative to the folder of `spanloop.toml`."""
     column: str
-    """Its text."""
+    """Its texts, or chat messages, of which those of the user count."""
 
 
 class Filters(_Strict):

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # TOML has `inf` and `nan`: no weight, price or time is one.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RewardRule(_Strict):
@@ -81,5 +82,5 @@ class Judge(_Strict):
 class Watermark(_Strict):
     """How long judgements of an episode are waited for."""
 
-    wait_h: float = Field(default=0.0, ge=0)
+    wait_h: float = Field(default=0.0, ge=0, le=1e6)
     """Hours: an episode that ended later than this before the build stays out of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import polars as pl
@@ -71,8 +72,15 @@ def trl_unpaired(chosen: Chosen) -> Iterator[Line]:
 
 
 def _texts(history: list[Message]) -> list[Message]:
-    # TRL drops keys that are null, and many chat templates ask for `content` all the same.
-    return [{**message, "content": message["content"] or ""} for message in history]
+    # TRL drops keys that are null, and many chat templates ask for `content` all the same; none knows `refusal`.
+    return [
+        {**{key: value for key, value in message.items() if key != "refusal"}, "content": _content(message)}
+        for message in history
+    ]
+
+
+def _content(message: Message) -> Any:
+    return message["content"] or message.get("refusal") or ""
 
 
 def _tools(row: Line) -> Line:
@@ -85,13 +93,14 @@ def _tools_text(row: Line) -> Line:
 
 
 _FROM = {"user": "human", "assistant": "gpt", "tool": "observation"}
+_MODEL = ("gpt", "function_call")
 
 
 def sharegpt(chosen: Chosen) -> Iterator[Line]:
     """ShareGPT with tools, as LLaMA-Factory reads it (`data/README.md`): a line a conversation.
 
     One that a later call of the episode goes on with is not written again. Turns alternate: what the environment said in a row is one
-    turn, several tool calls or results are a JSON list.
+    turn, several tool calls or results are a JSON list, and words beside a call are left out.
     """
     for row in chosen.rows("state", "tools", "action", only=_ends(chosen)):
         history = messages(row["state"])
@@ -100,7 +109,7 @@ def sharegpt(chosen: Chosen) -> Iterator[Line]:
         system = "\n\n".join(text_of(message) for message in history[:leading])
         turns = _turns([*history[leading:], bare(json.loads(row["action"]))])
         # An agent that speaks first answers to nothing; readers expect a human's turn there.
-        if turns and turns[0]["from"] not in ("human", "observation"):
+        if turns and turns[0]["from"] in _MODEL:
             turns.insert(0, {"from": "human", "value": ""})
         given = {"system": system} if system else {}
         offered = (
@@ -120,29 +129,34 @@ def _function(tool: Any) -> Any:
 
 
 def _turns(history: list[Message]) -> list[dict[str, str]]:
+    """Turns of environment and model by turns; LLaMA-Factory leaves out a conversation in which one follows its like."""
     turns: list[dict[str, str]] = []
-    values: list[str] = []  # of the turn that is being put together
-
-    def close() -> None:
-        if turns:
-            several = turns[-1]["from"] in ("observation", "function_call") and len(values) > 1
-            joined = "[" + ", ".join(v if _json(v) else json.dumps(v) for v in values) + "]"
-            turns[-1]["value"] = joined if several else "\n\n".join(values)
-        values.clear()
-
-    for message in history:
-        calls = message.get("tool_calls") or []
-        parts = (
-            [(_FROM.get(message["role"], "human"), text_of(message))] if text_of(message) or not calls else []
+    for sender, group in groupby(history, _sender):
+        values = [value for message in group for value in _values(message)]
+        several = sender in ("observation", "function_call") and len(values) > 1
+        value = (
+            "[" + ", ".join(v if _json(v) else json.dumps(v, ensure_ascii=False) for v in values) + "]"
+            if several
+            else "\n\n".join(values)
         )
-        parts += [("function_call", _call(call)) for call in calls]
-        for sender, value in parts:
-            if not turns or turns[-1]["from"] != sender:
-                close()
-                turns.append({"from": sender, "value": ""})
-            values.append(value)
-    close()
+        before = turns[-1]["from"] if turns else ""
+        if before and sender in _MODEL and before in _MODEL:
+            # The model went on by itself; what is not learned may be empty.
+            turns.append({"from": "observation" if before == "function_call" else "human", "value": ""})
+        elif before and sender not in _MODEL and before not in _MODEL:
+            turns[-1]["value"] += f"\n\n{value}"
+            continue
+        turns.append({"from": sender, "value": value})
     return turns
+
+
+def _sender(message: Message) -> str:
+    return "function_call" if message.get("tool_calls") else _FROM.get(message["role"], "human")
+
+
+def _values(message: Message) -> list[str]:
+    # A turn is text or calls: what is said beside calls has no place in this form.
+    return [_call(call) for call in message.get("tool_calls") or []] or [text_of(message)]
 
 
 def _call(call: Any) -> str:
@@ -155,22 +169,33 @@ def _call(call: Any) -> str:
 def _json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
 
 def _ends(chosen: Chosen) -> pl.DataFrame:
-    """The key of rows with which a conversation ends: no row that is taken goes on with theirs."""
-    key = ["trace_id", "span_id", "choice"]
-    state = pl.col("state").str.slice(0, pl.col("state").str.len_chars() - 1)
-    rows = chosen.scan().select(*key, "episode_id", "next_span_id", "state")
-    later = rows.select(
-        "episode_id", pl.col("span_id").alias("next_span_id"), pl.col("state").alias("next_state")
+    """The key of rows with which a conversation ends: no row that is taken goes on with theirs. Texts are looked at, not kept."""
+    key, state = ["trace_id", "span_id", "choice"], pl.col("state")
+    begun = state.str.head(-1)  # without the closing bracket
+    rows = (
+        chosen.scan()
+        .select(*key, "episode_id", "next_span_id", length=begun.str.len_chars(), begun=begun.hash())
+        .collect(engine="streaming")
     )
-    return (
-        rows.join(later.unique(["episode_id", "next_span_id"]), on=["episode_id", "next_span_id"], how="left")
-        .filter(~pl.col("next_state").str.starts_with(state).fill_null(value=False))
-        .select(key)
-        .collect()
+    before = rows.drop_nulls("next_span_id").select(
+        pl.struct(key).alias("before"),
+        "episode_id",
+        pl.col("next_span_id").alias("span_id"),
+        "length",
+        "begun",
     )
+    gone_on = (
+        chosen.scan()
+        .select("episode_id", "span_id", "state")
+        .join(before.lazy(), on=["episode_id", "span_id"])
+        .filter(state.str.slice(0, pl.col("length")).hash() == pl.col("begun"))
+        .select(pl.col("before").struct.unnest())
+        .collect(engine="streaming")
+    )
+    return rows.select(key).join(gone_on, on=key, how="anti", maintain_order="left")

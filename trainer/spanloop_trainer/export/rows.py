@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,17 @@ class Chosen:
         Raises:
             DatasetError: the folder is no finished dataset, or its rows are not those of its manifest.
         """
-        rows = open_dataset(self.folder)[1].filter(
-            (pl.col("status") == "ok") & pl.col("action").is_not_null()
-        )
+        rows = self._dataset.filter((pl.col("status") == "ok") & pl.col("action").is_not_null())
         if self.split is not None:
             rows = rows.filter(pl.col("split") == self.split)
         if self.min_reward is not None:
             rows = rows.filter(pl.col("reward") >= self.min_reward)
         return rows
+
+    @cached_property
+    def _dataset(self) -> pl.LazyFrame:
+        # Its bytes are compared with the manifest once an export, however often it is read.
+        return open_dataset(self.folder)[1]
 
     def rows(self, *columns: str, only: pl.DataFrame | None = None) -> Iterator[dict[str, Any]]:
         """Their columns.
@@ -89,8 +93,8 @@ def tools(text: str | None) -> list[Any]:
 
 
 def text_of(message: Message) -> str:
-    """Its plain text; parts that are no text are left out."""
+    """Its plain text, else that of its refusal; parts that are no text are left out."""
     content = message.get("content")
     if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return content or ""
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content or message.get("refusal") or ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spanloop_store.otlp.wire import whole_text
 from spanloop_trainer.config import Config
 from spanloop_trainer.errors import ExportError
 from spanloop_trainer.export import chats, tables
 from spanloop_trainer.export.rows import Chosen
+from spanloop_trainer.transform.datasets.dataset import LOST_ROWS, MANIFEST, PARQUET
 from spanloop_trainer.transform.episodes.tasks import read_tasks
 
 Lines = Callable[[Chosen], Iterator[dict[str, Any]]]
@@ -48,7 +51,7 @@ class Exported:
 
 
 def check_form(form: str, kind: str, out: Path) -> None:
-    """Raises ExportError: the form has no such kind, or the file would not be recognised by its name."""
+    """Raises ExportError: the form has no such kind, the file would not be recognised by its name, or it is a dataset's own."""
     kinds = [known for of, known in LINES if of == form]
     if kind != "sft" and kind not in kinds:
         raise ExportError(
@@ -61,6 +64,8 @@ def check_form(form: str, kind: str, out: Path) -> None:
             f"{out} should end with {suffix}: {form} reads files by their name",
             f"--out {out.with_suffix(suffix)}",
         )
+    if out.name in (PARQUET, LOST_ROWS) and (out.parent / MANIFEST).exists():
+        raise ExportError(f"{out} is a file of the dataset {out.parent}", "choose another file with --out")
 
 
 def export(chosen: Chosen, form: str, kind: str, out: Path, config: Config) -> Exported:
@@ -80,7 +85,7 @@ def export(chosen: Chosen, form: str, kind: str, out: Path, config: Config) -> E
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if lines := LINES.get((form, kind)):
-            records = _write_lines(temporary, lines(chosen))
+            records = _write_lines(temporary, lines(chosen), schema_first=form != "openai")
         elif form == "verl":
             records = _write_tables(
                 temporary, [tables.verl(chosen, tables.expected_answers(read_tasks(config)))]
@@ -106,13 +111,45 @@ def export(chosen: Chosen, form: str, kind: str, out: Path, config: Config) -> E
     return Exported(out, form, kind, records)
 
 
-def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> int:
-    number = 0
-    with path.open("w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            number += 1
+def _write_lines(path: Path, lines: Iterable[dict[str, Any]], *, schema_first: bool) -> int:
+    """Write lines of JSON.
+
+    Args:
+        schema_first: a line that has a field, or a type in it, that none had before goes to the beginning: `datasets` takes the
+            columns of a file from its first 10 MB, and cannot read on where more of them come later.
+    """
+    number, seen, first = 0, set[str](), list[str]()
+    rest = path.with_name(f"{path.name}.rest")
+    try:
+        with rest.open("w", encoding="utf-8") as file:
+            for line in lines:
+                number += 1
+                # JSON may name half a surrogate pair, which no file can hold.
+                text = whole_text(json.dumps(line, ensure_ascii=False)) + "\n"
+                found = set(_fields(line)) if schema_first else set()
+                if found <= seen:
+                    file.write(text)
+                else:
+                    first.append(text)
+                    seen |= found
+        with path.open("wb") as whole, rest.open("rb") as file_of_rest:
+            whole.writelines(text.encode() for text in first)
+            shutil.copyfileobj(file_of_rest, whole, 1 << 20)
+    finally:
+        rest.unlink(missing_ok=True)
     return number
+
+
+def _fields(value: Any, name: str = "") -> Iterator[str]:
+    """What Arrow makes a schema of: the path and the type of every value in a line."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _fields(inner, f"{name}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _fields(inner, f"{name}[]")
+    elif value is not None:
+        yield f"{name}: {type(value).__name__}"
 
 
 def _write_tables(path: Path, frames: Iterable[pl.DataFrame]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform.credit import read_values
 from spanloop_trainer.transform.datasets.dataset import Manifest, read_manifest, write_dataset
 from spanloop_trainer.transform.episodes.tasks import read_tasks
-from spanloop_trainer.transform.funnel import Funnel
+from spanloop_trainer.transform.funnel import ANOTHER_AGENT, Funnel
 from spanloop_trainer.transform.pieces.gather import Memory, gathered
 from spanloop_trainer.transform.pieces.parts import Part, finished_parts, read_shard, whole_window
+from spanloop_trainer.transform.pieces.piece import Piece
+from spanloop_trainer.transform.pieces.texts import InMemory
 from spanloop_trainer.transform.pipeline import Transitions, transform_pieces
-from spanloop_trainer.transform.reading.read import Window, read_rewards, span_range
+from spanloop_trainer.transform.reading.read import Window, read_rewards, read_services, span_range
 from spanloop_trainer.transform.rewards import scorer_of, watermark_of, write_computed
+from spanloop_trainer.transform.streamed import Streamed
 
 Progress = Callable[[str], None]
 
@@ -71,24 +74,28 @@ def build(
     if merge:
         window = whole_window(finished_parts(out))
     progress(f"window: {window}")
-    funnel = Funnel()
     # Before anything is read: what is wrong with the configuration shows at once.
     scorer, watermark = scorer_of(client, tasks, config, progress), watermark_of(config.watermark)
     read_values(config.values_path())
-    with gathered(client, window, out, parent=parent, merge=merge, memory=memory, progress=progress) as (
-        slim,
-        texts,
-    ):
-        transitions = transform_pieces(
-            slim, texts, read_rewards(client), tasks, config, agents=tuple(agents or ()), scorer=scorer,
-            watermark=watermark, funnel=funnel,
-        )  # fmt: skip
-        rows = transitions.settled.rows
-        if rows.is_empty():
+    with gathered(client, window, out, parent=parent, merge=merge, memory=memory, progress=progress) as found:
+        rewards, of = read_rewards(client), tuple(agents or ())
+        transitions: Transitions | Streamed
+        if isinstance(found, Piece):
+            transitions = transform_pieces(
+                found.slim, InMemory(found.texts, found.tokens, memory.bucket_bytes), rewards, tasks, config, agents=of,
+                scorer=scorer, watermark=watermark, funnel=Funnel(),
+            )  # fmt: skip
+        else:
+            transitions = Streamed(
+                client, found, rewards, tasks, config, agents=of, scorer=scorer, watermark=watermark, memory=memory,
+                progress=progress,
+            )  # fmt: skip
+        del rewards
+        funnel, height = transitions.funnel, transitions.height
+        if not height:
             raise _nothing(client, window, agents, funnel)
-        progress(f"writing {rows.height} transitions to {out}")
-        audit.record(client, "build", str(out.resolve()), {"window": str(window), "transitions": rows.height})
-        splits = dict(sorted(rows.group_by("split").agg(pl.col("episode_id").n_unique()).iter_rows()))
+        progress(f"writing {height} transitions to {out}")
+        audit.record(client, "build", str(out.resolve()), {"window": str(window), "transitions": height})
         counts: dict[str, Any] = {}
         manifest = write_dataset(
             out,
@@ -104,13 +111,13 @@ def build(
             config_hash=config_hash,
             credit=str(config.credit),
             counts=counts,
-            splits=splits,
+            splits=transitions.splits,
             decoders=_decoders(client),
             parent=parent_id,
             lost=funnel.lost_rows(),
         )
-        scores = transitions.judged.scores
-        write_computed(client, scores.of_episodes, scores.of_calls, transitions.calls, config)
+        for computed in transitions.computed():
+            write_computed(client, *computed, config)
         registry.record_dataset(
             client,
             registry.Dataset(
@@ -153,7 +160,7 @@ def build_shard(
     return read_shard(client, window, out, parent=parent, progress=progress)
 
 
-def _with_counts(transitions: Transitions, counts: dict[str, Any]) -> Iterator[pl.DataFrame]:
+def _with_counts(transitions: Transitions | Streamed, counts: dict[str, Any]) -> Iterator[pl.DataFrame]:
     """The rows; `counts` is filled after the last, since the texts of most are only read then."""
     yield from transitions.frames()
     counts.update(transitions.funnel.as_dict())
@@ -173,11 +180,26 @@ def _nothing(client: Any, window: Window, agents: Sequence[str] | None, funnel: 
             f"no transition is left of {funnel.counts['calls']} calls in {where}: {lost}",
             "loosen [filters] in spanloop.toml, or widen the window; nothing was written",
         )
+    others = funnel.lost_rows().filter(pl.col("reason") == ANOTHER_AGENT)["detail"].drop_nulls()
+    if others.len():
+        return TransformError(
+            f"no call of these agents in {where}", f"--agent, one of: {_some(others.unique())}"
+        )
+    known = read_services(client, replace(window, services=()))
+    if window.services and known and not set(window.services) & set(known):
+        return TransformError(
+            f"no span of these services in {where}", f"--service, one of: {_some(pl.Series(known))}"
+        )
     return TransformError(
         f"no model call in {where}; the store's {stored} spans are from {first} to {last} UTC"
         + (f"; in this window: {lost}" if lost else ""),
         "widen --since / --until / --service / --agent, or run `spanloop doctor` to see what the agent records",
     )
+
+
+def _some(names: pl.Series) -> str:
+    shown = names.sort().to_list()
+    return ", ".join(map(repr, shown[:20])) + (f", and {len(shown) - 20} more" if len(shown) > 20 else "")
 
 
 def _decoders(client: Any) -> dict[str, int]:

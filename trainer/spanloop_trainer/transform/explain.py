@@ -13,7 +13,7 @@ import polars as pl
 from spanloop_trainer.config import Config
 from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform import credit
-from spanloop_trainer.transform.datasets.dataset import LOST_ROWS, Manifest, open_dataset
+from spanloop_trainer.transform.datasets.dataset import Manifest, open_dataset, scan_lost
 from spanloop_trainer.transform.episodes.tasks import read_tasks
 from spanloop_trainer.transform.funnel import NOT_READ, Funnel
 from spanloop_trainer.transform.pieces.gather import looked_at
@@ -48,8 +48,10 @@ class Explanation:
         episode, task: where the row belongs, and by which rule.
         rows: one for each answer: `choice`, `taken`, `status`, `reward`, `return_`, `advantage`, `weight`, `rewards` (the parts, with
             `weight` and `by`), `credit` (lines).
-        filters: what filters of the configuration had to say: reason and detail; empty: all kept it.
-        dataset: fields in which the row of the dataset differs from what came out now: name → (there, now); None: not asked for.
+        filters: what filters of the configuration had to say: reason and detail; empty: all kept it. With a dataset also what those
+            of its build said and these did not: a duplicate's original may lie outside of what was run again.
+        dataset: fields in which the row of the dataset differs from what came out now: name → (there, now), `rows` (how many) also
+            where neither has one; None: not asked for.
     """
 
     span: dict[str, Any]
@@ -86,6 +88,8 @@ def explain(
     """
     span = _find(client, span_id)
     manifest, window, around = _window(span, dataset)
+    if outside := manifest and _outside(span, Window.of_query(manifest.query)):
+        return Explanation(span, around, why_not=outside)
     agents = tuple(manifest.query.get("agents", ())) if manifest else ()
     progress(f"reading spans, {around}")
     funnel, tasks, judgements = Funnel(), read_tasks(config), read_rewards(client)
@@ -95,7 +99,7 @@ def explain(
         spans = slim.counts["spans"]
         said = f"{around}: {spans:,} spans"
         if slim.calls.is_empty():
-            return Explanation(span, said, why_not=_no_call(span, spans))
+            return Explanation(span, said, why_not=_no_call(span), dataset=_differences(dataset, span))
         transitions = transform_pieces(
             slim, texts, judgements, tasks, config, agents=agents,
             scorer=scorer_of(client, tasks, config, progress, may_ask=False),
@@ -128,12 +132,9 @@ def _window(span: dict[str, Any], dataset: Path | None) -> tuple[Manifest | None
         since, until = start - AROUND, start + AROUND
         return None, Window(since, until), "an hour before and after"
     manifest, rows = open_dataset(dataset)
-    places = [rows.select("task_id", "trace_id", "span_id", "start")]
-    if (dataset / LOST_ROWS).is_file():
-        places.append(pl.scan_parquet(dataset / LOST_ROWS).select("task_id", "trace_id", "span_id", "start"))
-    known = pl.concat(places)
-    here = (pl.col("trace_id") == span["trace_id"]) & (pl.col("span_id") == span["span_id"])
-    task = known.filter(here & pl.col("task_id").is_not_null()).select("task_id").unique()
+    place = ("task_id", "trace_id", "span_id", "start")
+    known = pl.concat([rows.select(place), scan_lost(dataset).select(place)])
+    task = known.filter(_is(span) & pl.col("task_id").is_not_null()).select("task_id").unique()
     bounds = known.join(task, on="task_id", how="semi").select(
         first=pl.col("start").min(), last=pl.col("start").max()
     )
@@ -148,12 +149,20 @@ def _window(span: dict[str, Any], dataset: Path | None) -> tuple[Manifest | None
     return manifest, window, f"the dataset's rows of this task, {window}"
 
 
-def _no_call(span: dict[str, Any], spans: int) -> str:
-    if not spans:
-        return "it lies outside the dataset's window or services"
+def _outside(span: dict[str, Any], window: Window) -> str:
+    """Why a dataset's build did not look at a span; empty: it did."""
+    since, until = window.since, window.until
+    if (since and span["start"] < since) or (until and span["start"] >= until):
+        return f"it lies outside the dataset's window, {window}"
+    if window.services and span["service"] not in window.services and not span["gateway"]:
+        return f"its service is none of the dataset's: {', '.join(window.services)}"
+    return ""
+
+
+def _no_call(span: dict[str, Any]) -> str:
     if span["gateway"]:
         return "a gateway's span: its stamp goes to the agent's span of the same answer, which is not in this window"
-    return f"a {NOT_READ}" if span["operation"] else "no model call: no attribute of it says so"
+    return f"a {NOT_READ}" if span["model_call"] else "no model call: no attribute of it says so"
 
 
 def _explained(
@@ -165,24 +174,21 @@ def _explained(
     config: Config,
     dataset: Path | None,
 ) -> Explanation:
-    key = (pl.col("trace_id") == span["trace_id"]) & (pl.col("span_id") == span["span_id"])
+    key = _is(span)
     calls, lost = transitions.calls, transitions.funnel.lost_rows()
-    mine = [
-        f"{row['reason']}{': ' + row['detail'] if row['detail'] else ''}"
-        for row in lost.filter(key).iter_rows(named=True)
-    ]
+    mine = _reasons(lost.filter(key))
     call = calls.filter(key)
     if span["gateway"] and (merged := calls.filter(pl.col("gateway_span") == span["span_id"])).height:
         of = merged.row(0, named=True)
-        return Explanation(
-            span, window, why_not=f"a gateway's span, merged into {of['trace_id']}-{of['span_id']}"
-        )
+        why = f"a gateway's span, merged into {of['trace_id']}-{of['span_id']}"
+        return Explanation(span, window, why_not=why)
     if call.is_empty():
         reported = slim.calls.filter(key)
-        why = "; ".join(mine) or _no_call(span, 1)
+        why = "; ".join(mine) or _no_call(span)
         return Explanation(
-            span, window, why_not=why, call=_facts(reported.row(0, named=True)) if reported.height else {}
-        )
+            span, window, why_not=why, call=_facts(reported.row(0, named=True)) if reported.height else {},
+            dataset=_differences(dataset, span),
+        )  # fmt: skip
     row = call.row(0, named=True)
     kept = pl.col("detail").str.ends_with(f"{span['trace_id']}-{span['span_id']}")
     twins = [
@@ -193,7 +199,16 @@ def _explained(
         twins.append(
             {"trace_id": "", "span_id": row["gateway_span"], "why": "the gateway's span of this answer"}
         )
+    if dataset is not None:
+        then = _reasons(scan_lost(dataset).filter(key).collect())
+        mine += [f"{why} (says the dataset)" for why in then if why not in mine]
     steps = calls.filter(pl.col("episode_id") == row["episode_id"]).height
+    # A chain of one call is what no other rule found an episode for.
+    why = (
+        "by itself: no other call goes on from it"
+        if (row["kind"], steps) == ("chain", 1)
+        else RULES.get(row["kind"], "")
+    )
     rows = transitions.settled.credited.filter(pl.col("row") == row["row"])
     parts = _parts(row, transitions, config)
     return Explanation(
@@ -201,7 +216,7 @@ def _explained(
         call=_facts(row),
         merged=twins,
         episode={
-            "episode_id": row["episode_id"], "rule": row["kind"], "why": RULES.get(row["kind"], ""), "step": row["step"], "steps": steps,
+            "episode_id": row["episode_id"], "rule": row["kind"], "why": why, "step": row["step"], "steps": steps,
             "agent": row["agent"], "parent_episode_id": row.get("parent_episode_id"), "next_span_id": row["next_span_id"], "done": row["last"],
         },
         task={"task_id": row["task_id"], "split": row["split"], "why": _task_rule(row, calls, tasks)},
@@ -216,8 +231,15 @@ def _explained(
             for one in rows.iter_rows(named=True)
         ],
         filters=[why for why in mine if not why.startswith(("status ", "unscored "))],
-        dataset=None if dataset is None else _differences(dataset, key, rows, transitions.settled.rows),
+        dataset=_differences(dataset, span, rows.join(transitions.settled.rows, on=["row", "choice"], how="semi")),
     )  # fmt: skip
+
+
+def _reasons(lost: pl.DataFrame) -> list[str]:
+    return [
+        f"{row['reason']}{': ' + row['detail'] if row['detail'] else ''}"
+        for row in lost.iter_rows(named=True)
+    ]
 
 
 _FACTS = (
@@ -270,13 +292,19 @@ def _parts(row: dict[str, Any], transitions: Transitions, config: Config) -> lis
     )
 
 
-def _differences(dataset: Path, key: pl.Expr, rows: pl.DataFrame, kept: pl.DataFrame) -> dict[str, Any]:
-    """Where the dataset says otherwise than the store does now."""
-    names = ("episode_id", "step", "task_id", "status", "split", "reward", "return_", "advantage", "weight")
-    there = open_dataset(dataset)[1].filter(key).select("choice", *names).collect()
-    now = rows.join(kept, on=["row", "choice"], how="semi").select("choice", *names)
+_COMPARED = ("episode_id", "step", "task_id", "status", "split", "reward", "return_", "advantage", "weight")
+
+
+def _differences(
+    dataset: Path | None, span: dict[str, Any], rows: pl.DataFrame | None = None
+) -> dict[str, Any] | None:
+    """Where the dataset, if there is one, says otherwise than the store does now, which gives these rows (None: none)."""
+    if dataset is None:
+        return None
+    there = open_dataset(dataset)[1].filter(_is(span)).select("choice", *_COMPARED).collect()
+    now = there.clear() if rows is None else rows.select("choice", *_COMPARED)
     differ: dict[str, Any] = {}
-    if there.height != now.height:
+    if there.height != now.height or not there.height:
         differ["rows"] = (there.height, now.height)
     for one, other in (
         (a, b)
@@ -284,5 +312,9 @@ def _differences(dataset: Path, key: pl.Expr, rows: pl.DataFrame, kept: pl.DataF
         for b in now.iter_rows(named=True)
         if a["choice"] == b["choice"]
     ):
-        differ |= {name: (one[name], other[name]) for name in names if one[name] != other[name]}
+        differ |= {name: (one[name], other[name]) for name in _COMPARED if one[name] != other[name]}
     return differ
+
+
+def _is(span: dict[str, Any]) -> pl.Expr:
+    return pl.col("trace_id").eq(span["trace_id"]) & pl.col("span_id").eq(span["span_id"])

@@ -12,6 +12,7 @@ ROWS_A_REASON = 10_000
 # Losses of spans that a build does not read: what there was is looked up in the store.
 NO_MODEL_CALL = "no model call (tools, agents, HTTP, …)"
 NOT_READ = "model call of a flavour that is not read"
+ANOTHER_AGENT = "call of another agent"
 _LOST: dict[str, pl.DataType | type[pl.DataType]] = {
     "reason": pl.String,
     "trace_id": pl.String,
@@ -32,17 +33,22 @@ class Funnel:
         counts: totals by name, in the order of the pipeline.
         lost: reason → number of things lost for it.
         rows: for each reason that says which, the first `ROWS_A_REASON` spans lost for it, in the order of start; columns `LOST`.
+            Reasons are in the order of the pipeline here, those of which nothing was lost too.
         examples: what tells most of a loss, in full: goes into the manifest.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
-    rows: list[pl.DataFrame] = field(default_factory=list)
+    rows: dict[str, pl.DataFrame] = field(default_factory=dict)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def count(self, name: str, number: int) -> None:
         """Note a total."""
         self.counts[name] = int(number)
+
+    def add_to(self, name: str, number: int) -> None:
+        """Add to a total."""
+        self.counts[name] = self.counts.get(name, 0) + int(number)
 
     def lose(self, reason: str, number: int, rows: pl.DataFrame | None = None) -> None:
         """Note a loss; nothing is noted for zero, so that a table of reasons holds only what happened.
@@ -50,6 +56,7 @@ class Funnel:
         Args:
             rows: the spans lost: `trace_id`, `span_id`, and those of `LOST` that are known. None: they are not in memory.
         """
+        known = self.rows.setdefault(reason, LOST.to_frame())
         if not number:
             return
         self.lost[reason] = self.lost.get(reason, 0) + int(number)
@@ -63,13 +70,29 @@ class Funnel:
                 if name != "reason"
             ),
         )
-        self.rows.append(shown.sort("start", "trace_id", "span_id", "detail").head(ROWS_A_REASON))
+        self.rows[reason] = _first(pl.concat([known, shown]))
+
+    def add(self, part: Funnel) -> None:
+        """Add what was counted of another part of the same spans."""
+        for name, number in part.counts.items():
+            self.add_to(name, number)
+        for reason, rows in part.rows.items():
+            known = self.rows.get(reason, LOST.to_frame())
+            self.rows[reason] = _first(pl.concat([known, rows])) if rows.height else known
+            if reason in part.lost:
+                self.lost[reason] = self.lost.get(reason, 0) + part.lost[reason]
+        self.examples |= part.examples
 
     def lost_rows(self) -> pl.DataFrame:
         """All of `rows` in one frame."""
-        return pl.concat([LOST.to_frame(), *self.rows])
+        return pl.concat([LOST.to_frame(), *self.rows.values()])
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest's `counts`."""
         examples = {"examples": self.examples} if self.examples else {}
-        return {**self.counts, "lost": dict(self.lost), **examples}
+        lost = {reason: self.lost[reason] for reason in self.rows if reason in self.lost}
+        return {**self.counts, "lost": lost, **examples}
+
+
+def _first(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.sort("start", "trace_id", "span_id", "detail").head(ROWS_A_REASON)

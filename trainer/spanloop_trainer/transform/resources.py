@@ -7,6 +7,7 @@ the rows of table `rewards`, what `build` computed among them; nothing is comput
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
@@ -22,6 +23,7 @@ from spanloop_trainer.transform.pieces.piece import Slim
 from spanloop_trainer.transform.pipeline import link
 from spanloop_trainer.transform.reading.read import Window, read_all_rewards, read_usage
 from spanloop_trainer.transform.rewards import address, name_answers, total
+from spanloop_trainer.transform.rewards.stored import OF_CALL
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -36,7 +38,7 @@ class ByResource:
         episodes: in which the two took part; an episode in which versions changed counts once for each pair.
         scored: of these, with a reward.
         mean: of the rewards of scored episodes; None: none is scored. With rewards of 0 and 1 the share of successes.
-        low, high: 95 % interval of the mean; None: fewer than two are scored.
+        low, high: 95 % interval of the mean, by task; None: fewer than two are scored.
         calls, failed: model calls, and those of them without a usable answer.
         input_tokens, output_tokens: as reported; calls for which nobody reported any count 0.
     """
@@ -65,7 +67,7 @@ def by_resource(
     """By model and prompt, in alphabetical order.
 
     Args:
-        config: for the weights of rewards and for which rules judge calls; no rule is evaluated.
+        config: for the weights of rewards; no rule is evaluated.
         agents: only these; empty: all.
 
     Raises:
@@ -80,28 +82,36 @@ def by_resource(
 
 def _rewards(calls: pl.DataFrame, slim: Slim, judgements: pl.DataFrame, config: Config) -> pl.DataFrame:
     """`episode_id` and `reward` (weighted sum of all that was said of it and of its calls) of scored episodes."""
-    of_calls = [rule.name for rule in config.rewards if rule.level == "call"]
-    # A rule that judged an episode again when it had grown: the newer value counts. What judges calls has one a call.
+    # A rule that judged an episode again when it had grown, or the rule had changed: what was written last counts. What judges
+    # calls has one a call.
     again: pl.Expr = (
-        pl.when(pl.col("name").is_in(of_calls)).then("span_id")
+        pl.when(pl.col("id").str.starts_with(OF_CALL)).then("span_id")
         .when(pl.col("session_id") == "").then("id")
         .otherwise(pl.lit(""))
     )  # fmt: skip
     newest = (
         judgements.filter("computed")
         .with_columns(again.alias("of"))
-        .sort("time", "id")
+        .sort("time", "received", "id")
         .unique(["source", "name", "session_id", "of"], keep="last", maintain_order=True)
         .drop("of")
     )
-    counted = pl.concat([judgements.filter(~pl.col("computed")), newest]).drop("computed")
+    counted = pl.concat([judgements.filter(~pl.col("computed")), newest]).drop("computed", "received")
     found = address(
         name_answers(counted, slim.calls, slim.gateway, slim.ancestors), calls, slim.ancestors, Funnel()
+    )
+    # What judges a call of another agent is that agent's; what `build` computed of an episode names its last call, whosever it is.
+    whole = newest.filter(~pl.col("id").str.starts_with(OF_CALL)).select("source", "name").unique()
+    of_whole = found.of_calls.join(whole, on=["source", "name"], how="semi")
+    of_own = found.of_calls.join(whole, on=["source", "name"], how="anti").join(
+        calls.filter("selected"), on="row", how="semi"
     )
     names = calls.select("row", "episode_id")
     parts = [
         total(found.of_episodes.drop("by"), "episode_id", config).select("episode_id", "reward"),
-        total(found.of_calls.drop("by"), "row", config).join(names, on="row").select("episode_id", "reward"),
+        total(pl.concat([of_whole, of_own]).drop("by"), "row", config)
+        .join(names, on="row")
+        .select("episode_id", "reward"),
     ]
     return (
         pl.concat(parts)
@@ -142,24 +152,32 @@ def _summed(calls: pl.DataFrame, rewards: pl.DataFrame) -> list[ByResource]:
         pl.col("input_tokens", "output_tokens").sum(),
     )
     scored = (
-        calls.select(*pair, "episode_id").unique()
+        calls.select(*pair, "episode_id", "task_id").unique()
         .join(rewards, on="episode_id")
-        .sort(*pair, "reward")
-        .group_by(pair, maintain_order=True).agg(pl.col("reward").alias("rewards"))
+        .sort(*pair, "task_id", "reward")
+        .group_by(pair, maintain_order=True).agg(pl.col("reward").alias("rewards"), pl.col("task_id").alias("tasks"))
     )  # fmt: skip
     table = of_calls.join(scored, on=pair, how="left").sort(pair)
     found = []
     for row in table.iter_rows(named=True):
         rewards_of = row.pop("rewards") or []
-        mean, low, high = interval(rewards_of)
+        mean, low, high = interval(rewards_of, row.pop("tasks") or [])
         found.append(ByResource(**row, scored=len(rewards_of), mean=mean, low=low, high=high))
     return found
 
 
-def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """Mean and its 95 % interval, episodes taken as independent.
+def interval(
+    values: Sequence[float], tasks: Sequence[str]
+) -> tuple[float | None, float | None, float | None]:
+    """Mean and its 95 % interval, tasks taken as independent.
 
-    Of zeros and ones Wilson's (1927), which does not shrink to nothing where all succeed; else Student's t.
+    Episodes of one task are alike: ten runs of each of ten tasks tell less of the next task than runs of a hundred. So the variance
+    of the mean is that of the sums of tasks (Liang and Zeger 1986, with the factor m / (m - 1) for m tasks). Of zeros and ones Wilson's
+    interval (1927), which does not shrink to nothing where all succeed, with as many episodes as would have that variance if
+    each had a task of its own; else Student's t. Episodes of one task alone are taken as independent.
+
+    Args:
+        values, tasks: of each episode.
     """
     count = len(values)
     if not count:
@@ -167,11 +185,28 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None, float
     mean = fmean(values)
     if count < 2:
         return mean, None, None
+    of_tasks: dict[str, float] = defaultdict(float)
+    for value, task in zip(values, tasks, strict=True):
+        of_tasks[task] += value - mean
+    groups = len(of_tasks) if len(of_tasks) > 1 else count
+    repeated = groups < count
+    if repeated:
+        variance = groups / (groups - 1) * math.fsum(of**2 for of in of_tasks.values()) / count**2
+    else:
+        variance = stdev(values) ** 2 / count
+    quantile = _student(groups - 1)
     if set(values) <= {0.0, 1.0}:
-        middle = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-        half = _Z * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
+        size = float(count)
+        if repeated:
+            # Where all are alike nothing tells how alike those of a task are: each task counts once.
+            size = min(size, mean * (1 - mean) / variance if variance else size if 0 < mean < 1 else groups)
+        else:
+            quantile = _Z
+        middle = (mean + quantile**2 / (2 * size)) / (1 + quantile**2 / size)
+        half = quantile * math.sqrt(mean * (1 - mean) / size + quantile**2 / (4 * size**2))
+        half /= 1 + quantile**2 / size
         return mean, max(0.0, middle - half), min(1.0, middle + half)
-    half = _student(count - 1) * stdev(values) / math.sqrt(count)
+    half = quantile * math.sqrt(variance)
     return mean, mean - half, mean + half
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
-_FACTS = ("is_agent", "is_tool", "is_chain", "agent_name", "agent_session", "rollout_above", "task_above")
+_KINDS = ("is_agent", "is_tool", "is_chain")
+_NAMES = ("agent_name", "agent_session", "rollout_above", "task_above")
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,19 @@ class Tree:
 
 def resolve(up: pl.Series) -> pl.Series:
     """Follow pointers (`up[i] == i`: the end) to the end of each; from a cycle they stay in it."""
-    for _ in range(up.len().bit_length()):
-        further = up.gather(up)
-        if further.equals(up):
+    # NumPy: a tree of some thousand spans takes longer to be asked about than to be gone through.
+    at = up.to_numpy()
+    for _ in range(len(at).bit_length()):
+        further = at[at]
+        if np.array_equal(further, at):
             break
-        up = further
-    return up
+        at = further
+    return pl.Series(up.name, at)
+
+
+def said(name: str) -> pl.Expr:
+    """An id or a name; null also where it is white space alone, which names nothing."""
+    return pl.when(pl.col(name).str.strip_chars() != "").then(name).alias(name)
 
 
 def read_tree(calls: pl.DataFrame, ancestors: pl.DataFrame) -> tuple[pl.DataFrame, Tree]:
@@ -89,9 +98,7 @@ def read_tree(calls: pl.DataFrame, ancestors: pl.DataFrame) -> tuple[pl.DataFram
         .select(pl.coalesce("up", "node"))["up"]
     )
     node = own.select("key").join(nodes, on="key", how="left", maintain_order="left")["node"]
-    facts = spans.select("trace_id", "span_id", *_FACTS).with_columns(
-        pl.col("is_agent", "is_tool", "is_chain").fill_null(value=False)
-    )
+    facts = spans.select("trace_id", "span_id", pl.col(_KINDS).fill_null(value=False), *map(said, _NAMES))
     return calls.with_columns(node), Tree(facts, _without_cycles(up, spans))
 
 

@@ -44,9 +44,9 @@ def read_values(path: Path | None) -> pl.DataFrame | None:
     ):
         if not fits:
             raise ConfigError(f"values {path}: column {name} is {schema[name]}", _HINT)
-    frame = frame.select(
-        "trace_id", "span_id", pl.col("choice").cast(pl.Int32), pl.col("value").cast(pl.Float64)
-    )
+    # A choice beyond 32 bits is no answer's.
+    choice = pl.col("choice").cast(pl.Int32, strict=False)
+    frame = frame.select("trace_id", "span_id", choice, pl.col("value").cast(pl.Float64))
     twice = frame.filter(pl.struct("trace_id", "span_id", "choice").is_duplicated())
     if twice.height:
         trace, span, choice, _ = twice.sort("trace_id", "span_id", "choice").row(0)

@@ -12,10 +12,13 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from spanloop_trainer.errors import DatasetError
 from spanloop_trainer.transform.datasets.parquet import write_rows
 from spanloop_trainer.transform.datasets.schema import ORDER, TRANSITIONS
+from spanloop_trainer.transform.funnel import LOST
 
 PARQUET, MANIFEST, LOST_ROWS = "transitions.parquet", "manifest.json", "lost.parquet"
 # Of the columns and their meaning; a dataset of another one is refused.
@@ -83,11 +86,12 @@ def write_dataset(
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(folder)
         write_rows(temporary, [in_order(rows)] if isinstance(rows, pl.DataFrame) else rows)
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = Manifest(
-            id=hashlib.sha256(f"{digest}:{config_hash}".encode()).hexdigest(),
+            id=_id(digest, config_hash),
             sha256=digest,
             query=query,
             config_hash=config_hash,
@@ -99,7 +103,7 @@ def write_dataset(
             format=FORMAT,
         )
         text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         some_lost = lost is not None and lost.height > 0
         if lost is not None and some_lost:
             lost.write_parquet(lost_part, compression="zstd", statistics=False)
@@ -122,6 +126,28 @@ def write_dataset(
     return manifest
 
 
+def _id(sha256: str, config_hash: str) -> str:
+    return hashlib.sha256(f"{sha256}:{config_hash}".encode()).hexdigest()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """What builds that were killed while they wrote left in the folder: it holds texts, and no dataset tells of it."""
+    for path in folder.glob(".*.*.*"):
+        name, _, process = path.name[1:].rpartition(".")
+        if name in (PARQUET, LOST_ROWS, MANIFEST) and process.isdecimal() and not _runs(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
+
+
 def read_manifest(folder: Path) -> Manifest:
     """What a dataset says of itself; its rows are not looked at.
 
@@ -130,11 +156,14 @@ def read_manifest(folder: Path) -> Manifest:
     """
     hint = f"spanloop build --out {folder}"
     try:
-        return _manifest((folder / MANIFEST).read_text())
+        manifest = _manifest((folder / MANIFEST).read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(f"{folder} is not a finished dataset: {MANIFEST} cannot be read", hint) from error
     except ValueError as error:
         raise DatasetError(f"{folder / MANIFEST} is not a manifest: {error}", hint) from error
+    if manifest.id != _id(manifest.sha256, manifest.config_hash):
+        raise DatasetError(f"{folder / MANIFEST} changed after it was built", hint)
+    return manifest
 
 
 def open_dataset(folder: Path) -> tuple[Manifest, pl.LazyFrame]:
@@ -147,15 +176,35 @@ def open_dataset(folder: Path) -> tuple[Manifest, pl.LazyFrame]:
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != manifest.sha256:
-            raise DatasetError(f"{path} changed after it was built", hint)
-        rows = pl.scan_parquet(path)
-        rows.collect_schema()
     except OSError as error:
         raise DatasetError(f"{folder} is not a finished dataset: {PARQUET} cannot be read", hint) from error
-    except pl.exceptions.PolarsError as error:
+    if digest != manifest.sha256:
+        raise DatasetError(f"{path} changed after it was built", hint)
+    return manifest, _scan(path, TRANSITIONS, hint)
+
+
+def scan_lost(folder: Path) -> pl.LazyFrame:
+    """The spans that a build lost, as far as it kept them: columns `funnel.LOST`; none, where it lost none.
+
+    Raises:
+        DatasetError: they cannot be read.
+    """
+    path = folder / LOST_ROWS
+    return _scan(path, LOST, f"spanloop build --out {folder}") if path.exists() else LOST.to_frame().lazy()
+
+
+def _scan(path: Path, schema: pl.Schema, hint: str) -> pl.LazyFrame:
+    """Raises DatasetError: it is no Parquet file of these columns."""
+    try:
+        rows = pl.scan_parquet(path, glob=False)
+        found = rows.collect_schema()
+    except (OSError, pl.exceptions.PolarsError) as error:
         raise DatasetError(f"{path} is no Parquet file: {str(error).splitlines()[0]}", hint) from error
-    return manifest, rows
+    if found != schema:
+        differing = [name for name in {**schema, **found} if found.get(name) != schema.get(name)]
+        what = f"column {differing[0]} is missing, unknown or of another type" if differing else "their order"
+        raise DatasetError(f"{path} has other columns than a dataset of this version: {what}", hint)
+    return rows
 
 
 def load_dataset(folder: Path | str) -> tuple[Manifest, pl.DataFrame]:
@@ -173,7 +222,7 @@ def load_dataset(folder: Path | str) -> tuple[Manifest, pl.DataFrame]:
 
 def _manifest(text: str) -> Manifest:
     """Raises ValueError for anything else."""
-    record = json.loads(text)
+    record = from_json(text)
     known = {field.name for field in fields(Manifest)}
     if isinstance(record, dict) and "sha256" in record and record.get("format") != FORMAT:
         raise ValueError(
@@ -182,4 +231,8 @@ def _manifest(text: str) -> Manifest:
     if not isinstance(record, dict) or record.keys() != known:
         missing = sorted(known - record.keys()) if isinstance(record, dict) else sorted(known)
         raise ValueError(f"it lacks {', '.join(missing)}" if missing else "it has fields that we do not know")
-    return Manifest(**record)
+    try:
+        return TypeAdapter(Manifest).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

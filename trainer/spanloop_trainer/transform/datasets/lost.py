@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from spanloop_trainer.errors import DatasetError
-from spanloop_trainer.transform.datasets.dataset import LOST_ROWS, Manifest, read_manifest
+from spanloop_trainer.transform.datasets.dataset import LOST_ROWS, Manifest, read_manifest, scan_lost
 from spanloop_trainer.transform.funnel import LOST, NO_MODEL_CALL, NOT_READ
 from spanloop_trainer.transform.reading.read import Window, read_other_spans
 
@@ -45,18 +45,14 @@ def lost_rows(folder: Path, reason: str, limit: int, connect: Callable[[], Any])
         connect: opens the store; called for spans that no build reads.
 
     Raises:
-        DatasetError: the folder is no finished dataset, or `lost.parquet` is broken.
+        DatasetError: the folder is no finished dataset, or `lost.parquet` is broken or missing.
         StoreUnavailable: the store did not answer.
     """
     manifest = read_manifest(folder)
     if reason not in (NO_MODEL_CALL, NOT_READ):
-        path = folder / LOST_ROWS
-        try:
-            return pl.read_parquet(path).filter(pl.col("reason") == reason).head(limit)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise DatasetError(
-                f"{path} cannot be read: {str(error).splitlines()[0]}", f"spanloop build --out {folder}"
-            ) from error
+        if not (folder / LOST_ROWS).exists():
+            raise DatasetError(f"{folder} has no {LOST_ROWS} any more", f"spanloop build --out {folder}")
+        return scan_lost(folder).filter(pl.col("reason") == reason).head(limit).collect()
     spans = read_other_spans(
         connect(), Window.of_query(manifest.query), model_calls=reason == NOT_READ, limit=limit
     )

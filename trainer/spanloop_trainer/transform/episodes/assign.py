@@ -120,7 +120,9 @@ def _first_of_run(calls: pl.DataFrame, chains: Chains) -> pl.Series:
     up = pl.concat(
         [
             pairs.filter((pl.col("kind") == "chain") | ((pl.col("kind") == "session") & moved)),
-            edited.filter(both & (pl.col("kind") == "chain")).select(pairs.columns),
+            edited.filter(
+                both & ((pl.col("kind") == "chain") | ((pl.col("kind") == "session") & moved))
+            ).select(pairs.columns),
         ]
     ).unique("row", keep="first", maintain_order=True)
     pointed = calls.select("row", "first").join(
@@ -132,7 +134,7 @@ def _first_of_run(calls: pl.DataFrame, chains: Chains) -> pl.Series:
 def _names(calls: pl.DataFrame, tree: Tree) -> pl.Series:
     """`episode_id`: of the id that made it, else of the span that its run is, else of its first call."""
     root = calls.select("kind", "trace_id", "span_id", "run", "session", "rollout", "instance")[
-        calls["first"].to_list()
+        calls["first"]
     ]
     return root.with_columns(tree.names(root["run"]).alias("name")).select(
         pl.when(pl.col("kind") == "rollout").then("rollout")

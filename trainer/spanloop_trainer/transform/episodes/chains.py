@@ -2,8 +2,8 @@
 
 Every prompt has a code per prefix (a running sum of hashes of message and place), so continuing is a join on codes and
 not a comparison of all pairs; with 64 bits, a million calls give a false match once in ten million builds. Identical
-conversations (the same first prompt and the same answer without ids) are told apart by time: the k-th continuation takes
-the k-th open call.
+conversations (the same first prompt and the same answer without ids) are told apart by trace, then by process, then by time: a call goes
+on from the one that ended last before it and is still open. One that was given up long ago is thus not taken up by another run.
 
 Two more things hold calls together where no prefix does: the same prompt sent again after a failure, and a history that was rewritten
 (a clock in the system prompt, messages dropped or summed up) but still ends with the answer that the earlier call gave.
@@ -14,12 +14,28 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
-# One number for `scope` and `code`: windows over two columns, one of them text, take several times as long.
-_SCOPED = "scoped_code"
 # A prompt that is sent again later than this after its failure is another run of the same task.
 RETRY_AFTER = timedelta(minutes=1)
+_IN_TRACE = ("trace_id", "code")
+# A conversation may move between replicas with every call: its own process comes first, and then any.
+_ANYWHERE = (("instance", "code"), ("code",))
+# What tells an earlier call of a rewritten history, best first; the last two where the first question is gone, and of tool calls only.
+# Ids of tool calls are in a key, but not every framework makes them unique.
+_EDITED = (
+    ("instance", "trace_id", "key", "asked"),
+    ("instance", "key", "asked"),
+    ("instance", "trace_id", "act", "asked"),
+    ("instance", "act", "asked"),
+    # Replicas share a session.
+    ("session", "key", "asked"),
+    ("session", "act", "asked"),
+    ("instance", "trace_id", "act"),
+    ("instance", "key"),
+)
+_PAIRS = pl.Schema({"row": pl.UInt32, "parent": pl.UInt32})
 
 
 class Chains(NamedTuple):
@@ -39,18 +55,19 @@ class Chains(NamedTuple):
     edited: pl.DataFrame
 
 
-def _scoped(frame: pl.DataFrame, scope: pl.Expr) -> pl.DataFrame:
-    return frame.with_columns(pl.struct(scope, "code").hash().alias(_SCOPED))
+def _end() -> pl.Expr:
+    return (pl.col("start") + pl.duration(nanoseconds="duration_ns")).alias("end")
 
 
 def _parents(calls: pl.DataFrame) -> pl.DataFrame:
     """`code` of prompt plus answer, for every answer of a call that may be continued."""
     return (
-        calls.filter(pl.col("status") == "ok").select("row", "start", "instance", "answers")
+        calls.filter(pl.col("status") == "ok")
+        .select(pl.col("row").alias("parent"), "start", _end(), "instance", "trace_id", "answers")
         .explode("answers").unnest("answers")
         # n equal answers: the first stands for them.
-        .sort("row", "choice").unique(["row", "code"], keep="first", maintain_order=True)
-        .select("row", "choice", "start", "instance", "code")
+        .sort("parent", "choice").unique(["parent", "code"], keep="first", maintain_order=True)
+        .select("parent", "choice", "start", "end", "instance", "trace_id", "code")
     )  # fmt: skip
 
 
@@ -58,138 +75,228 @@ def _children(calls: pl.DataFrame) -> pl.DataFrame:
     """`code` of every prefix that ends with an assistant message; `length` is that prefix's number of messages."""
     return (
         calls.filter((pl.col("status") != "invalid") & (pl.col("prefixes").list.len() > 0))
-        .select("row", "start", "instance", "status", "prefixes").explode("prefixes").unnest("prefixes")
-        .select("row", "length", "start", "instance", "status", "code")
+        .select("row", "start", "instance", "trace_id", "status", "prefixes").explode("prefixes").unnest("prefixes")
+        .select("row", "length", "start", "instance", "trace_id", "status", "code")
     )  # fmt: skip
-
-
-def _apart(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The rows whose `scoped_code` no other has, and the rest, each in order."""
-    again = frame[_SCOPED].is_duplicated()
-    return frame.filter(~again), frame.filter(again)
 
 
 def _match(children: pl.DataFrame, parents: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Pair children with parents of equal `scoped_code`; also gives all children that had a parent to choose."""
-    # Nearly all codes occur once, and a window over groups of one takes most of the time of this module.
-    once, again = _apart(parents.sort("start", "row"))
-    parents = pl.concat(
-        [
-            once.with_columns(pl.lit(1, pl.Int64).alias("rank")),
-            again.with_columns(pl.int_range(1, pl.len() + 1).over(_SCOPED).alias("rank")),
-        ]
-    ).sort("start", "row")
+    """Pair children with parents of equal `code`; also gives all children that had a parent to choose."""
+    begun = parents.group_by("code").agg(pl.col("start").min().alias("begun"))
     seen = (
-        children.sort("start", "row")
-        .join_asof(
-            parents.select(_SCOPED, "start", pl.col("rank").alias("available")),
-            on="start", by=_SCOPED, strategy="backward", allow_exact_matches=False, check_sortedness=False,
-        )
-        .filter(pl.col("available").is_not_null())
+        children.join(begun, on="code")
+        .filter(pl.col("begun") <= pl.col("start"))
         # The longest known prefix is the call that was continued.
-        .sort("row", "length").unique("row", keep="last", maintain_order=True)
-        .sort("start", "row")
+        .sort("row", "length", "code").unique("row", keep="last", maintain_order=True)
     )  # fmt: skip
-    # A queue, without a loop: the j-th child is served if, at some point up to it, a parent was still open.
-    # served_j = j + min(0, min over i <= j of (available_i - i)).
-    once, ok = _apart(seen.filter(pl.col("status") == "ok"))
-    ok = ok.with_columns(pl.int_range(1, pl.len() + 1).over(_SCOPED).alias("turn"))
-    ok = ok.with_columns(
-        (pl.col("turn") + (pl.col("available") - pl.col("turn")).cum_min().clip(upper_bound=0))
-        .over(_SCOPED)
-        .alias("rank")
-    )
-    taken = ok.filter((pl.col("rank") > pl.col("rank").shift(1, fill_value=0)).over(_SCOPED)).drop("turn")
-    taken = pl.concat([once.with_columns(pl.lit(1, pl.Int64).alias("rank")), taken])
+    attempts = seen.filter(pl.col("status") != "ok")
+    pairs = _taken(seen.filter(pl.col("status") == "ok"), parents)
     # A failed call is one more attempt at the same step: it joins the episode and leaves the parent open.
-    failed = seen.filter(pl.col("status") != "ok").with_columns(pl.col("available").alias("rank"))
-    links = pl.concat([taken, failed.select(taken.columns)]).join(
-        parents.select(_SCOPED, "rank", pl.col("row").alias("parent"), "choice"), on=[_SCOPED, "rank"]
+    pairs = pl.concat([pairs, _latest(attempts, parents, (_IN_TRACE, *_ANYWHERE))])
+    links = pairs.join(seen.select("row", "length", "status", "code"), on="row").join(
+        parents.select("parent", "choice", "code"), on=["parent", "code"]
     )
-    return links.select("row", "length", "status", "parent", "choice"), seen.select("row")
+    # Of several answers one goes on; whoever takes up another is a fork.
+    links = links.sort("row")
+    first = (pl.col("status") != "ok") | pl.struct("parent", pl.col("status") == "ok").is_first_distinct()
+    return links.filter(first).select("row", "length", "status", "parent", "choice"), seen.select("row")
+
+
+def _taken(children: pl.DataFrame, parents: pl.DataFrame) -> pl.DataFrame:
+    """`row` and `parent` of all children that find an open parent of their `code`."""
+    parents = parents.join(children, on="code", how="semi")
+    # Nearly all codes occur once, and then there is nothing to choose.
+    again = pl.col("code").is_duplicated()
+    several = pl.concat([frame.filter(again).select("code") for frame in (children, parents)])
+    alone = children.join(several, on="code", how="anti").join(parents, on="code").select("row", "parent")
+    if several.is_empty():
+        return alone
+    children, parents = (frame.join(several, on="code", how="semi") for frame in (children, parents))
+    in_trace, rest, still_open = _open(children, parents, _IN_TRACE)
+    # One whose own trace has such a parent, which another took, is a fork of it.
+    known = parents.group_by(_IN_TRACE).agg(pl.col("start").min().alias("begun"))
+    forks = rest.join(known, on=_IN_TRACE).filter(pl.col("begun") <= pl.col("start"))
+    rest, found = rest.join(forks, on="row", how="anti"), [alone, in_trace]
+    for key in _ANYWHERE:
+        pairs, rest, still_open = _open(rest, still_open, key)
+        found.append(pairs)
+    return pl.concat(found)
+
+
+def _open(
+    children: pl.DataFrame, parents: pl.DataFrame, key: tuple[str, ...]
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Pairs of equal `key`, and the children and parents that are left."""
+    pairs = _PAIRS.to_frame()
+    # The span of a stream may end long after the answer was there: what had begun is the second choice.
+    for ready in ("end", "start"):
+        if children.is_empty() or parents.is_empty():
+            break
+        number = pl.struct(key).hash().alias("key")
+        found = _last_open(
+            children.select("row", "start", number),
+            parents.select("parent", pl.col(ready).alias("at"), number),
+        )
+        children, parents = (
+            children.join(found, on="row", how="anti"),
+            parents.join(found, on="parent", how="anti"),
+        )
+        pairs = pl.concat([pairs, found])
+    return pairs, children, parents
+
+
+def _last_open(children: pl.DataFrame, parents: pl.DataFrame) -> pl.DataFrame:
+    """Pair each child, in order of time, with the last parent of its `key` before it that no child has yet.
+
+    Without a loop, as brackets are matched: a parent opens one, a child closes one, and the two of a pair stand at the same level with none
+    of that level between.
+
+    Args:
+        children: `row`, `start`, `key`.
+        parents: `parent`, `at` (from then on it can be taken), `key`.
+    """
+    events = pl.concat(
+        [
+            parents.select("key", "at", pl.col("parent").alias("call"), pl.lit(1, pl.Int64).alias("opens")),
+            children.select("key", pl.col("start").alias("at"), pl.col("row").alias("call"), pl.lit(-1, pl.Int64).alias("opens")),
+        ]
+    ).sort("key", "at", "call", "opens")  # fmt: skip
+    opens, call, number = events["opens"].to_numpy(), events["call"], events["key"].rle_id().to_numpy()
+    # Each key starts deeper than the one before it can have gone, so that the lowest level so far is its own.
+    begins = number.astype(np.int64) * -(2 * len(opens) + 2)
+    depth = np.cumsum(opens)
+    first = np.flatnonzero(np.diff(number, prepend=-1))
+    depth = depth - (depth - opens)[first][number] + begins
+    low = np.minimum(np.minimum.accumulate(depth), begins)
+    # Where nothing is open, the level falls below zero, which counts as zero from there on.
+    closes = opens < 0
+    nothing = closes & (low < np.where(np.isin(np.arange(len(low)), first), begins, np.roll(low, 1)))
+    level = depth - low + closes
+    order = np.lexsort((level, number))
+    order = order[~nothing[order]]
+    ends = np.flatnonzero(closes[order])
+    return pl.DataFrame([call.gather(order[ends]).alias("row"), call.gather(order[ends - 1]).alias("parent")])
+
+
+def _latest(children: pl.DataFrame, parents: pl.DataFrame, keys: tuple[tuple[str, ...], ...]) -> pl.DataFrame:
+    """`row` of children and the `parent` that began last before each, by the first of the keys that finds one."""
+    pairs = _PAIRS.to_frame()
+    for key in keys:
+        if children.is_empty():
+            break
+        number = pl.struct(key).hash().alias("key")
+        found = (
+            children.select("row", "start", number).sort("start", "row")
+            .join_asof(
+                parents.select("parent", "start", number).sort("start", "parent"), on="start", by="key",
+                strategy="backward", check_sortedness=False,
+            )
+            .filter(pl.col("parent") < pl.col("row")).select("row", "parent")
+        )  # fmt: skip
+        children = children.join(found, on="row", how="anti")
+        pairs = pl.concat([pairs, found])
+    return pairs
 
 
 def link_calls(calls: pl.DataFrame) -> Chains:
     """Which call continues which.
 
     Args:
-        calls: `row`, `start`, `duration_ns`, `instance`, `status`, `answers`, `prefixes`, `length`, `prompt_code`, `answered`,
-            `asked`.
+        calls: `row`, `start`, `duration_ns`, `instance`, `session`, `trace_id`, `status`, `answers`, `prefixes`, `length`, `prompt_code`, `answered`,
+            `answered_key`, `asked`.
     """
-    children, parents = _children(calls), _parents(calls)
-    # Calls of the same process first: equal conversations elsewhere must not be mixed in. Then anywhere, for a
-    # conversation that moved to another replica.
-    links, seen = _match(
-        _scoped(children, pl.col("instance")),
-        _scoped(parents, pl.col("instance")),
-    )
-    rest = children.join(seen, on="row", how="anti")
-    open_parents = parents.join(
-        links.filter(pl.col("status") == "ok"), left_on="row", right_on="parent", how="anti"
-    )
-    everywhere = pl.lit("").alias("instance")
-    elsewhere, known = _match(_scoped(rest, everywhere), _scoped(open_parents, everywhere))
-    links = pl.concat([links, elsewhere]).sort("row")
+    links, seen = _match(_children(calls), _parents(calls))
     # A call whose history is known continues it, or is a fork of it.
-    told = pl.concat([seen, known])["row"]
-    new = calls.filter(~pl.col("row").is_in(told.implode()))
+    new = calls.filter(~pl.col("row").is_in(seen["row"].implode()))
     return Chains(links, _retries(new), _edited(new, calls, links))
 
 
 def _retries(calls: pl.DataFrame) -> pl.DataFrame:
-    """Pair a failed first call with the next of the same prompt in its process."""
+    """Pair a failed first call with the next of the same prompt in its trace, else in its process."""
     first = calls.filter(pl.col("length") > 0).select(
-        "row", "start", "status", (pl.col("start") + pl.duration(nanoseconds="duration_ns")).alias("end"),
+        "row",
+        "start",
+        "status",
+        _end(),
+        "trace_id",
         pl.struct("instance", "prompt_code").hash().alias("code"),
-    )  # fmt: skip
+    )
     first = first.filter(pl.col("code").is_duplicated())
-    failed = first.filter(pl.col("status").is_in(["error", "truncated"]))
-    return (
-        failed.select(pl.col("row").alias("parent"), "code", pl.col("end").alias("start"))
-        .sort("start", "parent")
-        .join_asof(
-            first.sort("start", "row").select("row", "code", "start"), on="start", by="code",
-            strategy="forward", tolerance=RETRY_AFTER, check_sortedness=False,
-        )
-        .filter(pl.col("row").is_not_null() & (pl.col("row") > pl.col("parent")))
-        .sort("parent").unique("row", keep="last", maintain_order=True)
-        .select("row", "parent")
-    )  # fmt: skip
+    # Not itself, where no time has passed.
+    after = pl.max_horizontal("end", pl.col("start") + pl.duration(nanoseconds=1))
+    failed = first.filter(pl.col("status").is_in(["error", "truncated"])).select(
+        pl.col("row").alias("parent"), "trace_id", "code", after.alias("start")
+    )
+    pairs = _PAIRS.to_frame()
+    for key in (("trace_id", "code"), ("code",)):
+        if failed.is_empty():
+            break
+        number = pl.struct(key).hash().alias("key")
+        found = (
+            failed.select("parent", "start", number).sort("start", "parent")
+            .join_asof(
+                first.join(pairs, on="row", how="anti").select("row", "start", number).sort("start", "row"),
+                on="start", by="key", strategy="forward", tolerance=RETRY_AFTER, check_sortedness=False,
+            )
+            .filter(pl.col("row").is_not_null())
+            .sort("parent").unique("row", keep="last", maintain_order=True)
+            .select("row", "parent")
+        )  # fmt: skip
+        failed = failed.join(found, on="parent", how="anti")
+        pairs = pl.concat([pairs, found])
+    return pairs
 
 
 def _edited(new: pl.DataFrame, calls: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
-    """Pair calls of unknown history with the latest open call of their process that gave the last answer in it.
+    """Pair calls of unknown history with the last open call that gave the last answer in it (see `_EDITED`).
 
     The answer must be tool calls, or text in a conversation that began with the same question. Examples in a prompt look like history
-    too: the earlier call must not have had the same last answer before it.
+    too: the earlier call must not have had the same last answer before it, but for tool calls of a history that grows.
     """
     later = new.filter(pl.col("answered").is_not_null() & (pl.col("status") != "invalid")).select(
-        "row", "start", "length", "asked", "answered", pl.struct("instance", "answered").hash().alias("code")
-    )
+        "row", "start", "status", "instance", "session", "trace_id", "length", "asked",
+        pl.col("answered").alias("act"), pl.col("answered_key").alias("key"),
+    )  # fmt: skip
     if later.is_empty():
-        return pl.DataFrame(schema={"row": pl.UInt32, "parent": pl.UInt32, "compacted": pl.Boolean})
+        return pl.DataFrame(schema={**_PAIRS, "compacted": pl.Boolean})
     continued = links.filter(pl.col("status") == "ok")["parent"]
+    same_before = pl.col("before").eq_missing(pl.col("act"))
     earlier = (
         calls.filter((pl.col("status") == "ok") & ~pl.col("row").is_in(continued.implode()))
-        .select("row", "start", "instance", "answers", "asked", pl.col("answered").alias("before"), "length")
-        .explode("answers").unnest("answers")
         .select(
-            "before", "tool_calls", pl.col("row").alias("parent"), pl.col("asked").alias("asked_before"),
-            "act", "start", pl.col("length").alias("length_before"), pl.struct("instance", "act").hash().alias("code"),
+            pl.col("row").alias("parent"), "start", _end(), "instance", "session", "trace_id", "asked", "answers",
+            pl.col("answered").alias("before"), pl.col("length").alias("length_before"),
         )
-        .unique(["parent", "code"], keep="first", maintain_order=True)
+        .explode("answers").unnest("answers")
+        .filter(~same_before | (pl.col("tool_calls") > 0))
+        .join(later, on="act", how="semi")
+        .sort("parent", "choice").unique(["parent", "key"], keep="first", maintain_order=True)
     )  # fmt: skip
+    pairs = _PAIRS.to_frame()
+    children, parents, ok = later.join(earlier, on="act", how="semi"), earlier, pl.col("status") == "ok"
+    for key in _EDITED:
+        known = pl.all_horizontal(pl.col(name).is_not_null() for name in key)
+        fits = known if "asked" in key else known & (pl.col("tool_calls") > 0)
+        found, _, _ = _open(
+            children.filter(known & ok),
+            parents.filter(fits).unique(["parent", *key], keep="first", maintain_order=True),
+            key,
+        )
+        # A failed call leaves its parent open for the attempt that works.
+        attempts = _latest(children.filter(known & ~ok), earlier.filter(fits), (key,))
+        pairs = pl.concat([pairs, found, attempts])
+        children = children.join(pairs, on="row", how="anti")
+        parents = parents.join(found, on="parent", how="anti")
+    acts = earlier.unique(["parent", "act"], keep="first", maintain_order=True)
     return (
-        later.sort("start", "row")
-        .join_asof(
-            earlier.sort("start", "parent"), on="start", by="code", strategy="backward", allow_exact_matches=False,
-            check_sortedness=False,
+        pairs.sort("row")
+        .join(later.select("row", "length", "act", "status"), on="row", maintain_order="left")
+        .join(
+            acts.select("parent", "act", "before", "length_before"),
+            on=["parent", "act"],
+            maintain_order="left",
         )
-        .filter(
-            pl.col("parent").is_not_null()
-            & pl.col("before").ne_missing(pl.col("answered"))
-            & ((pl.col("tool_calls") > 0) | (pl.col("asked") == pl.col("asked_before")).fill_null(value=False))
-        )
-        .sort("row").unique("parent", keep="first", maintain_order=True)
+        .filter(~same_before | (pl.col("length") > pl.col("length_before")))
+        .filter(~ok | pl.struct("parent", ok).is_first_distinct())
         .select("row", "parent", (pl.col("length") <= pl.col("length_before")).alias("compacted"))
-    )  # fmt: skip
+    )

@@ -34,7 +34,7 @@ LOOP_CALLS = 6
 STALE_CALLS = 8
 
 _TIMEOUT = r"(?i)time[ _-]?d?[ _-]?out|deadline"
-_REFUSED_ERROR = r"(?i)content[ _-]?filter|content[ _-]?policy|responsible_?ai|refus|safety"
+_REFUSED_ERROR = r"(?i)content[ _-]?filter|content[ _-]?policy|responsible_?ai|refusal|safety"
 # Of OpenAI and Azure, Anthropic, Gemini, and instrumentations in between.
 _REFUSED_FINISH = (
     "content_filter", "content-filter", "refusal", "safety", "prohibited_content", "blocklist", "spii", "recitation",

@@ -19,8 +19,11 @@ def next_calls(calls: pl.DataFrame, chains: Chains) -> pl.DataFrame:
     """
     chained = _chained(calls, chains.links)
     of_agent = pl.struct("episode_id", "agent").hash().alias("of_agent")
-    following = calls.select("row", "answers", of_agent).with_columns(
-        pl.col("row").shift(-1).over("of_agent").alias("following")
+    following = calls.select(
+        "row", "answers", of_agent, pl.col("episode_id").hash().alias("of")
+    ).with_columns(
+        pl.col("row").shift(-1).over("of_agent").alias("following"),
+        pl.col("row").shift(-1).over("of").alias("later"),
     )
     history = calls.filter((pl.col("status") != "invalid") & pl.col("answered").is_not_null()).select(
         pl.col("row").alias("following"), pl.col("answered").alias("act"), pl.col("length").alias("all"),
@@ -35,8 +38,7 @@ def next_calls(calls: pl.DataFrame, chains: Chains) -> pl.DataFrame:
         .select("row", pl.col("choice").alias("choice_rewritten"), *_seen("following", "_rewritten"))
     )  # fmt: skip
     after = (
-        calls.select("row", pl.col("row").shift(-1).over("episode_id").alias("later"))
-        .with_columns(following["following"])
+        following.select("row", "later", "following")
         .join(chained, on="row", how="left", maintain_order="left")
         .join(rewritten, on="row", how="left", maintain_order="left")
     )

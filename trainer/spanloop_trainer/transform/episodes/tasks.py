@@ -1,9 +1,11 @@
-"""What was asked: explicit id, else the task file's id whose prompt it is, else a hash of the first user message."""
+"""What was asked: explicit id, else the task file's id whose prompt it is, else a hash of the first user message, or of instructions."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -19,14 +21,26 @@ TEST_PERCENT = 20
 def read_tasks(config: Config) -> pl.DataFrame:
     """All tasks: `task_id`, `prompt` (stripped), `expected` (text), `split`, and `task_<field>` for every other field.
 
+    A number of `expected` is as it was written, a list or an object is its JSON. Another field is typed where one Polars type holds all its
+    values as they are; else it is text, or, with lists or objects, JSON (bytes).
+
     Raises:
         ConfigError: a file is missing or is not JSON lines with `id` and `prompt`; one prompt has two ids or splits.
     """
-    frames = [_read_file(config.task_path(task_file), task_file.split) for task_file in config.tasks]
-    empty = pl.DataFrame(
-        schema={"task_id": pl.String, "prompt": pl.String, "expected": pl.String, "split": pl.String}
-    )
-    tasks = pl.concat([empty, *frames], how="diagonal_relaxed").unique(maintain_order=True)
+    rows = [
+        {**row, "split": task_file.split}
+        for task_file in config.tasks
+        for row in _read_file(config.task_path(task_file))
+    ]
+    own = ("task_id", "prompt", "expected", "split")
+    names = dict.fromkeys(name for row in rows for name in row if name not in own)
+    tasks = pl.DataFrame(
+        [
+            *(pl.Series(name, [_text(row[name]) for row in rows], pl.String) for name in own),
+            *(_column(name, [row.get(name) for row in rows]) for name in names),
+        ]
+    ).with_columns(pl.col("prompt").str.strip_chars())
+    tasks = tasks.unique(maintain_order=True)
     for column in ("prompt", "task_id"):
         twice = tasks.filter(pl.col(column).is_duplicated())
         if twice.height:
@@ -38,73 +52,101 @@ def read_tasks(config: Config) -> pl.DataFrame:
     return tasks
 
 
-def _read_file(path: Path, split: str) -> pl.DataFrame:
+def _read_file(path: Path) -> list[dict[str, Any]]:
+    """`task_id`, `prompt`, `expected` and `task_<field>` of each line."""
     try:
-        frame = pl.read_ndjson(path, infer_schema_length=None)
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ConfigError(
             f"task file {path} cannot be read: {error}", "correct `file` under [[tasks]]"
         ) from error
-    except pl.exceptions.PolarsError as error:
-        raise ConfigError(
-            f"task file {path} is not JSON lines: {_first_problem(path) or error}",
-            'write one JSON object a line, at least {"id": "…", "prompt": "…"}',
-        ) from error
-    missing = {"id", "prompt"} - set(frame.columns)
+    tasks = [_parsed(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not tasks:
+        raise _not_json_lines(path, "it is empty")
+    missing = {"id", "prompt"} - {name for task in tasks for name in task}
     if missing:
         raise ConfigError(
             f"task file {path} has no field {' and no field '.join(sorted(missing))}",
             'each line needs at least {"id": "…", "prompt": "…"}',
         )
-    if "expected" not in frame.columns:
-        frame = frame.with_columns(pl.lit(None, pl.String).alias("expected"))
-    others = [name for name in frame.columns if name not in ("id", "prompt", "expected")]
-    return frame.select(
-        pl.col("id").cast(pl.String).alias("task_id"),
-        pl.col("prompt").cast(pl.String).str.strip_chars(),
-        pl.col("expected").cast(pl.String),
-        pl.lit(split).alias("split"),
-        *(pl.col(name).alias(f"task_{name}") for name in others),
+    return [
+        {
+            "task_id": task.pop("id", None),
+            "prompt": task.pop("prompt", None),
+            "expected": task.pop("expected", None),
+            **{f"task_{name}": value for name, value in task.items()},
+        }
+        for task in tasks
+    ]
+
+
+def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _not_json_lines(path, f"line {number}, column {error.colno}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise _not_json_lines(path, f"line {number} is no UTF-8 text: {error.reason}") from error
+    if not isinstance(value, dict):
+        raise _not_json_lines(path, f"line {number} is no object")
+    return value
+
+
+def _not_json_lines(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"task file {path} is not JSON lines: {why}",
+        'write one JSON object a line, at least {"id": "…", "prompt": "…"}',
     )
 
 
-def _first_problem(path: Path) -> str:
-    """The first line that is no JSON object, since Polars counts characters; empty: Polars objects to something else."""
-    lines = path.read_bytes().splitlines()
-    if not any(line.strip() for line in lines):
-        return "it is empty"
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError as error:
-            return f"line {number}, column {error.colno}: {error.msg}"
-        except UnicodeDecodeError as error:
-            return f"line {number} is no UTF-8 text: {error.reason}"
-        if not isinstance(value, dict):
-            return f"line {number} is no object"
-    return ""
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _column(name: str, values: list[Any]) -> pl.Series:
+    """One type if that changes nothing: a struct would give every object the fields of all, and mixed numbers one form."""
+    with contextlib.suppress(TypeError, OverflowError, pl.exceptions.PolarsError):
+        if {type(value) for value in values if value is not None} == {int, float}:
+            values = [None if value is None else float(value) for value in values]
+        typed = pl.Series(name, values, strict=True)
+        if typed.to_list() == values:
+            return typed
+    if any(isinstance(value, list | dict) for value in values):
+        texts = [None if value is None else json.dumps(value).encode() for value in values]
+        return pl.Series(name, texts, pl.Binary)
+    return pl.Series(name, [_text(value) for value in values], pl.String)
 
 
 def assign_tasks(calls: pl.DataFrame, tasks: pl.DataFrame) -> pl.DataFrame:
     """`episode_id`, `task_id` and `split` of every episode.
 
     Args:
-        calls: of whole episodes, in the order of `row`: `episode_id`, `explicit_task`, `asked` (`prompt_hash` of the first
-            user message; both may be null), `lineage` (the episode whose task this one keeps; null: its own).
+        calls: of whole episodes, in the order of `row`: `episode_id`, `explicit_task`, `asked`, `prompt_hash` (see `messages`; all
+            may be null), `lineage` (the episode whose task this one keeps; null: its own).
         tasks: of `read_tasks`.
     """
     episodes = calls.group_by("episode_id", maintain_order=True).agg(
-        pl.col("explicit_task").drop_nulls().first(), pl.col("asked").first(), pl.col("lineage").first()
-    )
-    known = tasks.select(prompt_hash(tasks["prompt"]).alias("asked"), pl.col("task_id").alias("found"))
-    episodes = episodes.join(known, on="asked", how="left", maintain_order="left").select(
-        "episode_id", "explicit_task", "lineage",
-        pl.coalesce("explicit_task", "found", "asked", pl.lit("prompt-none")).alias("task_id"),
+        # A first call whose prompt was not read, or has no user's turn yet, asks nothing: the next one does.
+        pl.col("explicit_task", "asked", "prompt_hash").drop_nulls().first(), pl.col("lineage").first()
+    ).with_columns(
+        # Where there is no user, the instructions are what was asked.
+        pl.coalesce("asked", pl.col("prompt_hash").str.replace("prompt:", "prompt-", literal=True)).alias("asked")
+    ).with_columns(pl.col("asked").str.head(len(hash_of(""))).alias("text"))  # fmt: skip
+    known = tasks.select(
+        prompt_hash(tasks["prompt"]).alias("text"), pl.col("task_id").alias("found"), (pl.col("split") == "test").alias("held_out")
     )  # fmt: skip
-    episodes = _of_lineage(episodes)
+    episodes = episodes.join(known, on="text", how="left", maintain_order="left").select(
+        "episode_id", "explicit_task", "lineage", "held_out",
+        # Runs of which nothing is known have no task in common.
+        pl.coalesce("explicit_task", "found", "asked", "episode_id").alias("task_id"),
+    )  # fmt: skip
+    episodes = _of_lineage(episodes).with_columns(episodes["held_out"])
     episodes = episodes.join(
         tasks.select("task_id", "split"), on="task_id", how="left", maintain_order="left"
-    )
+    ).with_columns(
+        # A prompt of the test tasks is held out under any other id as well.
+        pl.when(pl.col("split").is_null() & pl.col("held_out")).then(pl.lit("test")).otherwise("split").alias("split")
+    )  # fmt: skip
     distinct = episodes.filter(pl.col("split").is_null())["task_id"].unique()
     hashed = pl.DataFrame(
         [distinct, pl.Series("hash", [hash_of(name)[7:15] for name in distinct.to_list()], dtype=pl.String)]

@@ -129,10 +129,11 @@ class Flavour:
 @cache
 def flavours() -> tuple[Flavour, ...]:
     """All known flavours; the first that recognises a span reads it."""
+    from spanloop_trainer.transform.flavours.bodies import BODIES
     from spanloop_trainer.transform.flavours.events import EVENTS
     from spanloop_trainer.transform.flavours.gen_ai import GEN_AI
     from spanloop_trainer.transform.flavours.legacy import LEGACY
     from spanloop_trainer.transform.flavours.openinference import OPENINFERENCE
     from spanloop_trainer.transform.flavours.vercel import VERCEL
 
-    return (GEN_AI, VERCEL, LEGACY, OPENINFERENCE, EVENTS)
+    return (GEN_AI, VERCEL, LEGACY, OPENINFERENCE, BODIES, EVENTS)

@@ -13,18 +13,22 @@ from typing import Any
 
 from spanloop_trainer.transform.flavours import Flag, Message
 from spanloop_trainer.transform.flavours.media import media_part
+from spanloop_trainer.transform.flavours.tools import tools as tools
 from spanloop_trainer.transform.flavours.values import Json as Json
 from spanloop_trainer.transform.flavours.values import compact, first, string
 from spanloop_trainer.transform.flavours.values import dump as dump
 from spanloop_trainer.transform.flavours.values import load as load
 
 _ROLES = {"model": "assistant", "ai": "assistant", "human": "user"}
+_KNOWN = frozenset(("system", "developer", "user", "assistant", "tool"))
 _TEXTS = frozenset(("text", "input_text", "output_text"))
 _CALLS = frozenset(("tool_call", "function_call", "tool_use", "tool-call"))
 _RESULTS = frozenset(("tool_call_response", "tool_result", "function_call_output", "tool-result"))
 _REASONING = frozenset(("reasoning", "thinking"))
 # What the model's provider keeps to itself: nothing to learn from.
 _OPAQUE = frozenset(("redacted_thinking", "redacted-reasoning", "step-start", "item_reference"))
+# Finish reasons of an answer that calls tools.
+CALLING = frozenset(("tool_calls", "tool_call", "tool_use", "function_call"))
 # The API's own id of a call, before a record's id of it (`fc_…` beside `call_…` in the Responses API).
 _IDS = ("tool_use_id", "call_id", "toolCallId", "tool_call_id", "id")
 
@@ -115,7 +119,8 @@ class Draft:
             return True
         if not isinstance(part, dict):
             return False
-        kind = part.get("type")
+        # Pydantic AI's events of version 1 call it `kind`.
+        kind = first(part, "type", "kind")
         if kind in _TEXTS:
             self.text(first(part, "content", "text"))
         elif kind in _CALLS:
@@ -144,12 +149,15 @@ class Draft:
         """A part whose one key is its type (Google, Bedrock)."""
         call = first(part, "function_call", "functionCall", "toolUse")
         response = first(part, "function_response", "functionResponse", "toolResult")
+        data = first(part, "inline_data", "inlineData", "file_data", "fileData")
         if isinstance(call, dict):
             self.call(
                 first(call, "toolUseId", "id"), call.get("name"), first(call, "args", "arguments", "input")
             )
         elif isinstance(response, dict):
             self.result(first(response, "toolUseId", "id"), first(response, "response", "result", "content"))
+        elif isinstance(data, dict):
+            self._media("blob", data)
         elif part.get("thought") is True:
             self.reasoning.append(str(part.get("text") or ""))
         elif isinstance(first(part, "text", "content"), str):
@@ -170,9 +178,13 @@ class Draft:
         self.content.append(part)
         self.flags |= Flag.UNREAD_PARTS
 
+    def empty(self) -> bool:
+        """Nothing was read into it."""
+        return not (self.content or self.calls or self.reasoning or self.refusal)
+
     def flush(self) -> None:
         """End this message, if it has anything, and begin another of the same role."""
-        if self.content or self.calls or self.reasoning or self.refusal:
+        if not self.empty():
             self.done.append(self._message())
             self.content, self.calls, self.call_keys, self.reasoning, self.refusal = [], [], [], [], []
             self.flags = 0
@@ -215,6 +227,11 @@ def _canonical(arguments: str) -> str:
 def _thought(part: Json) -> str:
     """The text of a reasoning part; a Responses item has it in `summary`."""
     value = first(part, "content", "thinking", "text", "reasoning", "summary")
+    if isinstance(value, str) and value.startswith('[{"') and '"summary_text"' in value:
+        try:
+            value = load(value)
+        except (ValueError, RecursionError):
+            return str(value)
     if isinstance(value, list):
         return "".join(str(first(one, "text", "content") or "") for one in value if isinstance(one, dict))
     return str(value or "")
@@ -249,9 +266,21 @@ def message(
     finish = first(value, "finish_reason", "finishReason")
     # An item's name is its tool's.
     name = "" if value.get("type") in _CALLS | _RESULTS else str(value.get("name") or "")
-    draft = Draft(_ROLES.get(named, named), name, str(finish) if finish else None, by_value)
+    # Whatever it is called, the model says it: LangChain's stream has an `unknown` one.
+    role = "assistant" if answering and named not in _KNOWN else _ROLES.get(named, named)
+    draft = Draft(role, name, str(finish) if finish else None, by_value)
     if "parts" in value:
+        # LiteLLM leaves calls, and the id of a result, beside the parts.
+        _openai(draft, value)
         parts = value["parts"]
+        if (
+            draft.role == "tool"
+            and value.get("tool_call_id")
+            and isinstance(parts, list)
+            and all(map(_is_text, parts))
+        ):
+            draft.result(value["tool_call_id"], parts or "")
+            return draft.finished()
     elif value.get("type") in _CALLS | _RESULTS | _REASONING:
         parts = [value]
     elif draft.role == "tool" and not _has_results(value.get("content")):
@@ -265,6 +294,10 @@ def message(
         parts = [parts]
     if not isinstance(parts, list) or not all(draft.part(part, answering=answering) for part in parts):
         return None
+    # Nobody sends or says nothing: what it was, a picture or a refusal as a rule, the instrumentation could not write.
+    nothing = not parts and (answering or draft.role == "user") and draft.empty()
+    if nothing or (answering and draft.finish in CALLING and not draft.calls):
+        draft.flags |= Flag.LEFT_OUT_CONTENT
     return draft.finished()
 
 
@@ -327,49 +360,3 @@ def _object(raw: str) -> Any:
     """Attributes can hold an array of text: each message is then JSON in a string."""
     value = load(raw)
     return load(value) if isinstance(value, str) and value.startswith("{") else value
-
-
-def tools(raw: str) -> str | None:
-    """Tool definitions of any shape as OpenAI's `tools`; None: they do not parse.
-
-    Flat (`{"name", "parameters"}`: OpenTelemetry, Responses), nested (`{"function"}`), with `input_schema` (Anthropic), `inputSchema` (Vercel,
-    MCP), a definition as JSON in a string, or `{"function_declarations"}` (Google).
-    """
-    try:
-        value = load(raw)
-        if isinstance(value, dict):
-            value = [value]
-        if not isinstance(value, list):
-            return None
-        found = [load(tool) if isinstance(tool, str) else tool for tool in value]
-    except (ValueError, RecursionError):
-        return None
-    if not all(isinstance(tool, dict) for tool in found):
-        return None
-    flat = [
-        one
-        for tool in found
-        for one in (first(tool, "function_declarations", "functionDeclarations") or [tool])
-    ]
-    return dump([_tool(tool) for tool in flat])
-
-
-def _tool(tool: Json) -> Json:
-    inner = tool.get("function")
-    if isinstance(inner, dict):
-        return {"type": "function", "function": inner}
-    if "name" not in tool:
-        return tool  # of the provider: `{"type": "web_search"}`
-    schema = first(tool, "parameters", "input_schema", "inputSchema", "parameters_json_schema")
-    if isinstance(schema, dict) and isinstance(schema.get("jsonSchema"), dict):
-        schema = schema["jsonSchema"]
-    fields = {
-        "name": tool["name"],
-        "description": tool.get("description"),
-        "parameters": schema,
-        "strict": tool.get("strict"),
-    }
-    return {
-        "type": "function",
-        "function": {name: value for name, value in fields.items() if value is not None},
-    }

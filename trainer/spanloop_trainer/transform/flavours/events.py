@@ -13,7 +13,15 @@ from importlib import resources
 from typing import Any
 
 from spanloop_trainer.transform.flavours import Flavour, Message, chat, quick
-from spanloop_trainer.transform.flavours.gen_ai import OPERATIONS, array, broken, instructions, only_text
+from spanloop_trainer.transform.flavours.chat import Json
+from spanloop_trainer.transform.flavours.gen_ai import (
+    OPERATIONS,
+    TOOLS,
+    array,
+    broken,
+    instructions,
+    only_text,
+)
 
 RECOGNISE = f"""
     SpanAttributes['gen_ai.input.messages'] = '' AND SpanAttributes['ai.prompt.messages'] = '' AND ({OPERATIONS})
@@ -38,6 +46,9 @@ COLUMNS = f"""
         JSONExtractRaw(event.2, 'gen_ai.input.messages'), JSONExtractRaw(event.2, 'gen_ai.output.messages'),
         JSONExtractRaw(event.2, 'gen_ai.system_instructions'), JSONExtractRaw(event.2, 'gen_ai.tool.definitions')), event),
         _events) AS _details,
+    -- Bedrock's results stand in the user's message, and again in events of their own.
+    arrayMap(event -> event.2, arrayFilter(event -> event.1 = 'gen_ai.user.message' AND position(event.2, '"toolResult"') > 0, _events))
+        AS _results,
     arrayLast(event -> event.3 != '', _details).3 AS _input,
     SpanAttributes['gen_ai.output.messages'] AS _own_output,
     if(_own_output != '', _own_output, arrayLast(event -> event.4 != '', _details).4) AS _output,
@@ -45,10 +56,17 @@ COLUMNS = f"""
     if(_own_instructions != '', _own_instructions, arrayLast(event -> event.5 != '', _details).5) AS _instructions,
     arrayMap(event -> concat('{{"event":', toJSONString(event.1), ',"body":',
         if(startsWith(event.2, '{{') AND isValidJSON(event.2), event.2, toJSONString(event.2)), '}}'),
-        arrayFilter(event -> endsWith(event.1, '.message'), _events)) AS _messages,
+        arrayFilter(event -> endsWith(event.1, '.message') AND NOT (event.1 = 'gen_ai.tool.message' AND arrayExists(
+            results -> position(results, concat('"', JSONExtractString(event.2, 'id'), '"')) > 0, _results)), _events)) AS _messages,
+    arraySort(event -> JSONExtractInt(event.2, 'index') + toInt64OrZero(JSONExtractString(event.2, 'attributes', 'index')),
+        arrayFilter(event -> event.1 = 'gen_ai.choice', _events)) AS _chosen,
     arrayMap(event -> concat('{{"event":"gen_ai.choice","body":',
-        if(startsWith(event.2, '{{') AND isValidJSON(event.2), event.2, toJSONString(event.2)), '}}'),
-        arraySort(event -> JSONExtractInt(event.2, 'index') + toInt64OrZero(JSONExtractString(event.2, 'attributes', 'index')), arrayFilter(event -> event.1 = 'gen_ai.choice', _events))) AS _choices,
+        if(startsWith(event.2, '{{') AND isValidJSON(event.2), event.2, toJSONString(event.2)), '}}'), _chosen) AS _choice_bodies,
+    -- Google's: an event a piece of a stream.
+    arrayMap(run -> if(length(run) = 1, run[1], concat('[', arrayStringConcat(run, ','), ']')), arraySplit(
+        (body, n) -> n = 1 OR NOT (JSONHas(_chosen[n].2, 'content', 'parts')
+            AND JSONExtractString(_chosen[n - 1].2, 'finish_reason') = ''),
+        _choice_bodies, arrayEnumerate(_choice_bodies))) AS _choices,
     if(_input != '' OR empty(_messages), if(_input = '', [], arrayConcat({instructions("_instructions")}, {array("_input")})),
         arrayConcat({instructions("_own_instructions")}, _messages)) AS input,
     if(_output != '', {array("_output", "assistant")}, _choices) AS output,
@@ -98,27 +116,61 @@ def prompt(raw: str) -> Sequence[Message] | None:
     if not isinstance(body, dict):
         body = {"content": body}
     # gen_ai.ROLE.message
-    return chat.message(body, role=str(value["event"]).split(".")[1])
+    read = chat.message(_content(body), role=str(value["event"]).split(".")[1])
+    return None if read is None else [_by_calls(message) for message in read]
+
+
+def _content(body: Json) -> Json:
+    """Google's content has the role and the parts in it."""
+    content = body.get("content")
+    if not isinstance(content, dict) or not isinstance(content.get("parts"), list):
+        return body
+    return {**{name: value for name, value in body.items() if name != "content"}, **content}
+
+
+def _by_calls(message: Message) -> Message:
+    """What calls tools is compared by its calls: openai-v2 leaves out the text beside them in a history, Bedrock's in an answer."""
+    if message.role != "assistant" or not message.tool_calls:
+        return message
+    calls = chat.load(message.chat)["tool_calls"]
+    (alone,) = chat.message({"role": "assistant", "tool_calls": calls}) or [message]
+    return message._replace(key=alone.key)
 
 
 def answer(raw: str) -> Message | None:
-    """One choice event, or one answer of a details event."""
+    """One choice event, the pieces of one in Google's stream, or one answer of a details event."""
     try:
         value = chat.load(raw)
     except (ValueError, RecursionError):
         return None
+    if isinstance(value, list):
+        value = {"event": "gen_ai.choice", "body": _together([_content(piece["body"]) for piece in value])}
     if not isinstance(value, dict) or "event" not in value:
         return chat.read_answer(raw)
     body = _body(value["body"])
     if not isinstance(body, dict):
         body = {"message": body}
-    message = body.get("message")
+    body = _content(body)
+    message = body if "parts" in body else body.get("message")
     if not isinstance(message, dict):
         message = {"content": message if message is not None else body.get("content")}
     # Early versions had them beside the message.
     beside = {name: body[name] for name in ("tool_calls", "finish_reason") if body.get(name)}
     read = chat.message({**beside, **message}, answering=True, role="assistant")
-    return read[0] if read is not None and len(read) == 1 else None
+    return _by_calls(read[0]) if read is not None and len(read) == 1 else None
+
+
+def _together(pieces: list[Json]) -> Json:
+    """The answer that was streamed in pieces."""
+    parts: list[Json] = []
+    for part in (part for piece in pieces for part in piece["parts"]):
+        if parts and all(
+            isinstance(one.get("text"), str) and not one.get("thought") for one in (parts[-1], part)
+        ):
+            parts[-1] = {**parts[-1], "text": parts[-1]["text"] + part["text"]}
+        else:
+            parts.append(part)
+    return {**pieces[-1], "parts": parts}
 
 
 EVENTS = Flavour(
@@ -133,8 +185,7 @@ EVENTS = Flavour(
     .read_text(),
     quick=quick.messages,
     facts={
-        "tools": "if(SpanAttributes['gen_ai.tool.definitions'] != '', SpanAttributes['gen_ai.tool.definitions'], "
-        "arrayLast(event -> event.6 != '', _details).6)",
+        "tools": f"if({TOOLS} != '', {TOOLS}, arrayLast(event -> event.6 != '', _details).6)",
         "flags": only_text("_input"),
     },
 )

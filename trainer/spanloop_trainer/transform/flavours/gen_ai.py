@@ -10,14 +10,31 @@ from __future__ import annotations
 from spanloop_trainer.transform.flavours import Flag, Flavour, chat, quick
 
 # What is a call of a model, whoever recorded it; embeddings, tools and agents are none.
-OPERATIONS = """
+_CALLS = """
     SpanAttributes['gen_ai.operation.name'] IN ('chat', 'text_completion', 'generate_content')
     AND NOT mapContains(SpanAttributes, 'gen_ai.prompt.0.role')
-    AND SpanAttributes['openinference.span.kind'] = ''
 """
+OPERATIONS = f"{_CALLS} AND SpanAttributes['openinference.span.kind'] = ''"
+# OpenInference's processors for Pydantic AI and others write their attributes beside these, from which they lose parts and names of tools.
 RECOGNISE = f"""
-    SpanAttributes['gen_ai.input.messages'] != '' AND ({OPERATIONS})
+    SpanAttributes['gen_ai.input.messages'] != '' AND SpanAttributes['openinference.span.kind'] IN ('', 'LLM') AND ({_CALLS})
 """
+
+# Pydantic AI up to version 4 of its spans has what it offered among its own parameters, LiteLLM where Traceloop once had it.
+TOOLS = """multiIf(
+    SpanAttributes['gen_ai.tool.definitions'] != '', SpanAttributes['gen_ai.tool.definitions'],
+    JSONLength(SpanAttributes['model_request_parameters'], 'function_tools')
+        + JSONLength(SpanAttributes['model_request_parameters'], 'output_tools') > 0,
+    concat('[', arrayStringConcat(arrayConcat(
+        JSONExtractArrayRaw(SpanAttributes['model_request_parameters'], 'function_tools'),
+        JSONExtractArrayRaw(SpanAttributes['model_request_parameters'], 'output_tools')), ','), ']'),
+    mapContains(SpanAttributes, 'llm.request.functions.0.name'), concat('[', arrayStringConcat(arrayMap(
+        n -> concat('{"name":', toJSONString(SpanAttributes[concat('llm.request.functions.', toString(n), '.name')]),
+            ',"description":', toJSONString(SpanAttributes[concat('llm.request.functions.', toString(n), '.description')]),
+            ',"parameters":', if(isValidJSON(SpanAttributes[concat('llm.request.functions.', toString(n), '.parameters')]),
+                SpanAttributes[concat('llm.request.functions.', toString(n), '.parameters')], 'null'), '}'),
+        range(arrayCount(key -> match(key, '^llm[.]request[.]functions[.][0-9]+[.]name$'), mapKeys(SpanAttributes)))), ','), ']'),
+    '')"""
 
 
 def array(value: str, role: str = "user") -> str:
@@ -70,7 +87,7 @@ GEN_AI = Flavour(
     tools=chat.tools,
     quick=quick.messages,
     facts={
-        "tools": "SpanAttributes['gen_ai.tool.definitions']",
+        "tools": TOOLS,
         "flags": only_text("_input"),
         # The engine's JSON reader turns integers above 64 bits into text: such arrays are sliced without it.
         "input_verbatim": "if(match(_input, '[0-9]{20}') AND startsWith(_input, '['), _input, '')",

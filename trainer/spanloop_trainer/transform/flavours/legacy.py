@@ -63,6 +63,8 @@ _PARTS = frozenset(
         "tool_use",
     )
 ) | {"tool_result", "input_text", "output_text", "input_image"}
+# Bedrock's name their type by their one key.
+_KEYED = frozenset(("text", "toolUse", "toolResult", "image", "document", "video", "reasoningContent"))
 
 
 def content(text: str | None, role: str) -> object:
@@ -77,7 +79,10 @@ def content(text: str | None, role: str) -> object:
         parts = json.loads(text)
     except ValueError:
         return text
-    known = all(isinstance(part, dict) and part.get("type") in _PARTS for part in parts)
+    known = all(
+        isinstance(part, dict) and (part.get("type") in _PARTS or (part and part.keys() <= _KEYED))
+        for part in parts
+    )
     return parts if known else text
 
 
@@ -116,13 +121,9 @@ def prompt(raw: str) -> list[Message] | None:
     """One message of the prompt."""
     (flat,) = orjson.loads(raw)
     try:
-        read = chat.message(_message(flat, "user" if "user" in flat else ""), by_value=True)
+        return chat.message(_message(flat, "user" if "user" in flat else ""), by_value=True)
     except Unreadable:
         return None
-    # Nobody sends a user's message that is empty: content that the instrumentor could not write, as a rule a picture.
-    if read is not None and flat.keys() == {"role"} and flat["role"] == "user":
-        return [message._replace(flags=message.flags | Flag.LEFT_OUT_CONTENT) for message in read]
-    return read
 
 
 def answer(raw: str) -> Message | None:

@@ -16,7 +16,10 @@ def media_part(kind: str, part: Json) -> Json | None:
     modality = str(part.get("modality") or "") or _modality(kind, mime)
     if modality not in ("image", "audio", "video", "file"):
         return None
-    url, data = first(part, "uri", "url"), first(part, "content", "data", "image", "binary_content")
+    url, data = (
+        first(part, "uri", "url", "file_uri", "fileUri"),
+        first(part, "content", "data", "image", "binary_content"),
+    )
     url = first(part, "image_url") if url is None else url
     if isinstance(data, str) and data.startswith(("http://", "https://", "data:")):
         url, data = data, None
@@ -41,7 +44,7 @@ def media_part(kind: str, part: Json) -> Json | None:
 def _modality(kind: str, mime: str) -> str:
     """From the name of a part, else from its media type."""
     for name in ("image", "audio", "video"):
-        if kind in (name, f"input_{name}", f"{name}-url", f"{name}_url") or mime.startswith(f"{name}/"):
+        if kind in (name, f"input_{name}", f"{name}-url", f"{name}_url") or mime.partition("/")[0] == name:
             return name
     if kind in ("document", "document-url", "file", "input_file", "blob", "uri", "binary"):
         return "file"

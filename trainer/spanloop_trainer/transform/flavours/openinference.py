@@ -7,15 +7,19 @@ attributes are missing or say less.
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import re
 
 import orjson
 
 from spanloop_trainer.transform.flavours import Flag, Flavour, Message, chat
 from spanloop_trainer.transform.flavours.chat import Json
+from spanloop_trainer.transform.flavours.libraries import joined, langchain, response
 from spanloop_trainer.transform.flavours.numbered import Unreadable, listed, numbered, value_of
 
 REDACTED = "__REDACTED__"
+# In a request: the address of a picture, of OpenAI's chat and Responses API.
+_HIDDEN_PICTURE = re.compile(rf'"image_url": *(?:"{REDACTED}"|{{[^{{}}]*"{REDACTED}"[^{{}}]*}})')
 
 # LlamaIndex also calls the making of a request a model call: its output is the request.
 RECOGNISE = """
@@ -40,19 +44,37 @@ PREPARED = f"""
     -- LlamaIndex has the client's response inside its own; smolagents has it printed by Python.
     if(startsWith(_answered, '{{') AND JSONHas(_answered, 'raw', 'choices'), JSONExtractRaw(_answered, 'raw'), _answered) AS _response,
     JSONExtractString(_answered, 'raw') AS _printed,
+    -- A stream that was printed instead of read (Groq): the answer is not recorded.
+    (empty(_out) AND match(_answered, '^<[A-Za-z_. ]+ at 0x[0-9a-f]+>$')) AS _unread,
     JSONExtractArrayRaw(_response, 'choices') AS _choices,
     arrayMap(choice -> JSONExtract(choice, 'token_ids', 'Array(Int32)'), _choices) AS _token_ids,
     startsWith(_asked, '{{') AS _asked_is_object,
-    -- Messages of the request, if they are objects: LlamaIndex and smolagents write their own classes as text, LangChain lists of lists.
-    if(_asked_is_object, JSONExtractArrayRaw(_asked, 'messages'), []) AS _listed,
+    -- Messages of the request, if they are objects: LlamaIndex and smolagents write their own classes as text. LangChain has a list of lists.
+    -- Without a request around them they may be items of the Responses API, whose instructions stand elsewhere.
+    multiIf(
+        _asked_is_object AND JSONHas(_asked, 'messages', 1, 1, 'lc'), JSONExtractArrayRaw(_asked, 'messages', 1),
+        _asked_is_object, JSONExtractArrayRaw(_asked, 'messages'),
+        startsWith(_asked, '[{{') AND startsWith(_answered, '[{{') AND NOT match(_asked, '"type": *"function_call'), JSONExtractArrayRaw(_asked),
+        []) AS _listed,
     -- The engine's JSON reader turns integers above 64 bits into text.
     if(arrayAll(message -> startsWith(message, '{{'), _listed) AND NOT match(_asked, '[^"0-9][0-9]{{20}}'), _listed, []) AS _sent,
     -- The Responses API: items instead of messages; instructions have the number 0, which is missing where there are none.
     (JSONExtractString(_answered, 'object') = 'response'
         OR (empty(_listed) AND (startsWith(_asked, '[') OR (_asked_is_object AND JSONHas(_asked, 'input'))))) AS _items,
     (_in_whole OR (_asked != '' AND empty(_listed) AND _in[1][1].1 = 1 AND _in[-1][1].1 = length(_in))) AS _in_complete,
-    -- Where the request says more: attributes were dropped; several results in one message, audio and files, which have none.
-    (notEmpty(_sent) AND (length(_sent) > length(_in) OR NOT _in_complete OR match(_asked, '"type": *"(tool_result|input_audio|file)"')))
+    -- Where the request says more: attributes were dropped; several results in one message, audio and files, which have none; a message
+    -- with nothing but a role (LangChain.js), a system prompt (Anthropic for Node), a result without its call (LiteLLM), a picture that
+    -- is not even mentioned (openai-agents).
+    (notEmpty(_sent) AND (length(_sent) > length(_in) OR NOT _in_complete
+            OR arrayExists(of_one -> length(of_one) = 1, _in)
+            OR (JSONHas(_asked, 'system') AND _in[1][1].3 != 'system')
+            OR arrayExists(of_one -> {value_of("message.role")} = 'tool' AND {value_of("message.tool_call_id")} = '', _in)
+            OR (match(_asked, '"type": *"(image|image_url)"') AND NOT arrayExists(t -> endsWith(t.2, '.type') AND t.3 = 'image', _in_pairs))
+            -- Its numbers go on from one message to the next.
+            OR arrayExists(of_one -> arrayExists(t -> startsWith(t.2, 'message.tool_calls.'), of_one)
+                AND NOT arrayExists(t -> startsWith(t.2, 'message.tool_calls.0.'), of_one), _in)
+            -- Parts as JSON in a text: mistralai.
+            OR arrayExists(t -> t.2 = 'message.content' AND startsWith(t.3, '[{{\"'), _in_pairs) OR match(_asked, '"type": *"(tool_result|input_audio|file)"|"arguments": *""')))
         AS _from_request,
     arrayMap(of_one -> {value_of("message.role")}, _in) AS _roles,
     arrayMap(role -> transform(role, ['tool-call', 'tool-response'], ['assistant', 'user'], role), _roles) AS _sent_roles,
@@ -82,6 +104,12 @@ COLUMNS = f"""
         _from_request, arrayConcat(
             if(JSONHas(_asked, 'system'), [concat('{{"role":"system","content":', JSONExtractRaw(_asked, 'system'), '}}')], []), _sent),
         notEmpty(_in), _messages,
+        -- The Responses API, before the instrumentation knew it: the request alone.
+        _asked_is_object AND JSONHas(_asked, 'input') AND JSONExtractString(_answered, 'object') = 'response', arrayConcat(
+            if(JSONExtractString(_asked, 'instructions') = '', [],
+                [concat('{{"role":"system","content":', JSONExtractRaw(_asked, 'instructions'), '}}')]),
+            if(JSONType(_asked, 'input') = 'String', [concat('{{"role":"user","content":', JSONExtractRaw(_asked, 'input'), '}}')],
+                JSONExtractArrayRaw(_asked, 'input'))),
         _prompt_text != '', [concat('{{"role":"user","content":', toJSONString(_prompt_text), '}}')],
         _only_text, [concat('{{"role":"user","content":', toJSONString(_asked), '}}')],
         []) AS input,
@@ -91,17 +119,20 @@ COLUMNS = f"""
         startsWith(_answered, '['), JSONLength(_answered),
         1) AS _answers,
     arrayMap(n -> concat('{{"choice":', toString(n), ',"response":', _answered, '}}'), range(_answers)) AS _responses,
-    -- OpenAI's response has refusals and reasoning, which the attributes leave out.
+    -- The response of OpenAI and LangChain has refusals and reasoning, which the attributes leave out; openai-agents lists its messages.
     multiIf(
-        notEmpty(_choices) AND JSONHas(_choices[1], 'message'), _responses,
+        _unread, [],
+        (notEmpty(_choices) AND JSONHas(_choices[1], 'message')) OR JSONHas(_answered, 'generations', 1, 1, 'message')
+            OR (startsWith(_answered, '[{{') AND JSONExtractString(_answered, 1, 'role') = 'assistant' AND JSONHas(_answered, 1, 'content'))
+            OR (JSONExtractString(_answered, 'object') = 'response' AND JSONLength(_answered, 'output') > 0), _responses,
         notEmpty(_out) AND _items, [concat('[', arrayStringConcat(_out_json, ','), ']')],
         notEmpty(_out), arrayMap(message -> concat('[', message, ']'), _out_json),
         notEmpty(_choice), arrayMap(choice -> concat('[', choice, ']'), _choice_json),
         _answered = '' OR (SpanAttributes['output.mime_type'] = 'application/json' AND NOT isValidJSON(_answered)), [],
         match(_answered, '^[{{\\\\[]') AND isValidJSON(_answered), _responses,
         [concat('{{"choice":0,"response":', toJSONString(_answered), '}}')]) AS output,
-    (notEmpty(input) AND NOT arrayExists(t -> t.3 = '{REDACTED}' AND NOT endsWith(t.2, '.url'), arrayConcat(_in_pairs, _out_pairs))
-        AND NOT (_only_text AND _asked = '{REDACTED}')) AS has_content,
+    (notEmpty(input) AND NOT arrayExists(t -> t.3 = '{REDACTED}' AND NOT endsWith(t.2, '.url'), arrayConcat(_in_pairs, _out_pairs, _choice_pairs))
+        AND '{REDACTED}' NOT IN (_answered, _prompt_text) AND NOT _unread AND NOT (_only_text AND _asked = '{REDACTED}')) AS has_content,
     NOT ((_from_request OR _in_complete) AND (_out_whole OR _items) AND _tool_whole AND _choice_whole AND length(_prompt) < 2)
         OR (SpanAttributes['output.mime_type'] = 'application/json' AND empty(_out) AND _answered != '' AND NOT isValidJSON(_answered))
         AS invalid
@@ -112,6 +143,7 @@ _FINISH = """
     multiIf(
         notEmpty(_choices), arrayMap(choice -> JSONExtractString(choice, 'finish_reason'), _choices),
         SpanAttributes['llm.finish_reason'] != '', [SpanAttributes['llm.finish_reason']],
+        JSONExtractString(_response, 'stop_reason') != '', [JSONExtractString(_response, 'stop_reason')],
         [extract(_printed, 'finish_reason=\\'([a-z_]+)\\'')])
 """
 
@@ -120,8 +152,10 @@ _FINISH = """
 _ENDED = "(toString(StatusCode) = 'Ok' AND empty(_choices) AND NOT JSONHas(_answered, 'generations'))"
 
 
-def _number(name: str, kind: str) -> str:
-    return f"JSONExtract(_parameters, '{name}', 'Nullable({kind})')"
+def _number(*names: str, kind: str) -> str:
+    """SQL: the first of these parameters that is a number; null: none is."""
+    values = [f"JSONExtract(_parameters, '{name}', 'Nullable({kind})')" for name in names]
+    return f"coalesce({', '.join(values)})"
 
 
 def _own(attribute: str, kind: str, recorded: str) -> str:
@@ -142,22 +176,33 @@ FACTS = {
     "response_id": """multiIf(
         SpanAttributes['gen_ai.response.id'] != '', SpanAttributes['gen_ai.response.id'],
         JSONExtractString(_response, 'id') != '', JSONExtractString(_response, 'id'),
-        JSONHas(_response, 'generations'),
+        JSONExtractString(_response, 'generations', 1, 1, 'message', 'kwargs', 'response_metadata', 'id') != '',
         JSONExtractString(_response, 'generations', 1, 1, 'message', 'kwargs', 'response_metadata', 'id'),
+        JSONExtractString(_response, 'llm_output', 'id') != '', JSONExtractString(_response, 'llm_output', 'id'),
+        -- LangChain.js has it as the message's own, where LangChain would have the run's.
+        JSONHas(_response, 'generations'),
+        extract(JSONExtractString(_response, 'generations', 1, 1, 'message', 'kwargs', 'id'), '^(?:chatcmpl|cmpl|resp|msg)[-_].+'),
         extract(_printed, '^[A-Za-z]+\\\\(id=\\'([^\\']+)\\''))""",
-    "temperature": _number("temperature", "Float64"),
-    "top_p": _number("top_p", "Float64"),
-    "max_tokens": "coalesce({}, {}, {})".format(
-        *(_number(name, "Int64") for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"))
+    "temperature": _number("temperature", kind="Float64"),
+    "top_p": _number("top_p", "topP", kind="Float64"),
+    "max_tokens": _number(
+        "max_tokens",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "maxTokens",
+        "maxOutputTokens",
+        kind="Int64",
     ),
-    "seed": _number("seed", "Int64"),
-    "has_usage": f"SpanAttributes['llm.token_count.completion'] != '' OR {_ENDED}",
+    "seed": _number("seed", "random_seed", kind="Int64"),
+    # Anthropic tells usage at the beginning of a stream, too.
+    "has_usage": f"(SpanAttributes['llm.token_count.completion'] != '' OR {_ENDED}) AND NOT (JSONHas(_response, 'stop_reason') AND JSONType(_response, 'stop_reason') = 'Null')",
     "finish_reasons": f"if(arrayAll(reason -> reason = '', {_FINISH}), [], {_FINISH})",
     "span_agent": """if(SpanAttributes['agent.name'] != '', SpanAttributes['agent.name'],
         JSONExtractString(SpanAttributes['metadata'], 'lc_agent_name'))""",
-    "tools": f"""if(notEmpty(_tool),
+    "tools": f"""multiIf(notEmpty(_tool),
         concat('[', arrayStringConcat(arrayMap(of_one -> {value_of("tool.json_schema")}, _tool), ','), ']'),
-        JSONExtractRaw(_parameters, 'tools'))""",
+        JSONHas(_parameters, 'tools'), JSONExtractRaw(_parameters, 'tools'),
+        JSONType(_asked, 'tools') = 'Array', JSONExtractRaw(_asked, 'tools'), '')""",
     "own_prompt_ids": _own(
         "prompt_token_ids", "Array(Int32)", "JSONExtract(_response, 'prompt_token_ids', 'Array(Int32)')"
     ),
@@ -199,6 +244,22 @@ def _part(flat: dict[str, str]) -> Json:
     return {**flat, "type": kind}
 
 
+def _contents(flat: dict[str, str]) -> tuple[list[Json], bool]:
+    """The parts of a message, and whether a number is missing between them.
+
+    LangChain's instrumentation counts parts that it has no attributes for, thoughts for one. A limit on attributes would have dropped the role
+    first.
+    """
+    found: dict[int, dict[str, str]] = {}
+    for key, value in flat.items():
+        head, _, rest = key.removeprefix("contents.").partition(".")
+        if key.startswith("contents.") and head.isdecimal():
+            found.setdefault(int(head), {})[rest] = value
+    if found and "role" not in flat:
+        raise Unreadable("a message without a role")
+    return [_part(found[number]) for number in sorted(found)], len(found) != max(found, default=-1) + 1
+
+
 def _message(flat: dict[str, str]) -> Json:
     """One numbered message as a chat API has it.
 
@@ -207,10 +268,13 @@ def _message(flat: dict[str, str]) -> Json:
     """
     if "completion.text" in flat:
         return {"role": "assistant", "content": flat["completion.text"]}
+    unknown = not all(key.startswith("message.") for key in flat)  # AutoGen's results and thoughts
     flat = {key.removeprefix("message."): value for key, value in flat.items()}
     names = ("role", "content", "name", "tool_call_id", "refusal", "reasoning_content")
     value: Json = {name: flat[name] for name in names if name in flat}
-    parts = [_part(part) for part in listed(flat, "contents")]
+    parts, holes = _contents(flat)
+    if holes or unknown:
+        value["left_out"] = True
     calls = listed(flat, "tool_calls")
     if calls:
         value["tool_calls"] = [
@@ -238,47 +302,41 @@ def _message(flat: dict[str, str]) -> Json:
     return value
 
 
-def _joined(pieces: list[Json]) -> Json:
-    """Several pieces of one message as that message; texts that follow each other are joined by a line break."""
-    if len(pieces) == 1:
-        return pieces[0]
-    whole: Json = {}
-    parts: list[Json] = []
-    calls: list[Json] = []
-    for piece in pieces:
-        whole.update({name: value for name, value in piece.items() if name not in ("content", "tool_calls")})
-        content = piece.get("content") or []
-        for part in content if isinstance(content, list) else [content]:
-            part = {"type": "text", "text": part} if isinstance(part, str) else part
-            if parts and part.get("type") == parts[-1].get("type") == "text":
-                parts[-1] = {"type": "text", "text": f"{parts[-1].get('text', '')}\n{part.get('text', '')}"}
-            else:
-                parts.append(part)
-        calls += piece.get("tool_calls") or []
-    return {**whole, "content": parts, "tool_calls": calls}
-
-
 def prompt(raw: str) -> list[Message] | None:
     """One message of the prompt: the numbered attributes of one or several that were sent as one, or what the request has."""
+    if raw.startswith('{"lc":'):
+        return langchain(raw)
     if raw.startswith("{"):
-        return chat.read(raw, by_value=True)
+        return chat.read(_HIDDEN_PICTURE.sub('"left_out": true', raw), by_value=True)
     try:
         pieces = [_message(flat) for flat in orjson.loads(raw)]
     except Unreadable:
         return None
     flags = Flag(0)
-    if len(pieces) == 1 and pieces[0].keys() == {"role"} and pieces[0]["role"] == "user":
-        # Nobody sends a user's message that is empty: what it holds has no attribute.
+    for piece in pieces:
+        if piece.pop("left_out", False):
+            flags |= Flag.LEFT_OUT_CONTENT
+    if len(pieces) == 1 and pieces[0].keys() == {"role"}:
+        # Nobody sends a message that is empty: what it holds has no attribute.
         flags |= Flag.LEFT_OUT_CONTENT
     if any(piece.get("role") in _RENAMED for piece in pieces):
         flags |= Flag.RENAMED_ROLES
-    value = _joined(
-        [{**piece, "role": _RENAMED.get(role := piece.get("role", ""), role)} for piece in pieces]
-    )
+    value = joined([{**piece, "role": _RENAMED.get(role := piece.get("role", ""), role)} for piece in pieces])
     read = chat.message(value, by_value=True)
     if flags and read is not None:
         return [message._replace(flags=message.flags | flags) for message in read]
     return read
+
+
+def _run_together(arguments: str) -> bool:
+    """Whether they are those of several calls (OpenAI for Node, of a stream): which call had which name and id cannot be told."""
+    if "}{" not in arguments:
+        return False
+    try:
+        _, end = json.JSONDecoder().raw_decode(arguments)
+    except (ValueError, RecursionError):
+        return False
+    return arguments.startswith("{", end)
 
 
 def answer(raw: str) -> Message | None:
@@ -286,75 +344,18 @@ def answer(raw: str) -> Message | None:
     try:
         if raw.startswith("{"):
             found = chat.load(raw)
-            value = _response(found["response"], found["choice"])
+            value = response(found["response"], found["choice"])
         else:
-            value = _joined([_message(flat) for flat in orjson.loads(raw)])
+            value = joined([_message(flat) for flat in orjson.loads(raw)])
+            value.pop("left_out", None)
+            if any(_run_together(call.get("arguments") or "") for call in value.get("tool_calls") or []):
+                return None
         read = chat.message(
             {**value, "role": value.get("role") or "assistant"}, answering=True, by_value=True
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     return read[0] if read is not None and len(read) == 1 else None
-
-
-def _response(value: Any, choice: int) -> Json:
-    """A choice in the response of the library that was called; another shape raises what `answer` expects."""
-    if isinstance(value, list):
-        value = value[choice]
-    if isinstance(value, str):
-        return {"content": value}
-    if isinstance(value.get("raw"), dict) and value["raw"].get("choices"):
-        value = value["raw"]
-    if value.get("choices"):  # OpenAI
-        of_choice = value["choices"][choice]
-        message = of_choice.get("message") or {"content": of_choice["text"]}
-        return {**message, "finish_reason": of_choice.get("finish_reason")}
-    if value.get("generations"):  # LangChain
-        return _generation(value["generations"][0][choice])
-    if isinstance(value.get("output"), list):  # Responses
-        return _of_items(value["output"])
-    if isinstance(value.get("message"), dict):  # LlamaIndex, Ollama
-        return _block_message(value["message"])
-    if "content" in value or value.get("tool_calls"):  # Anthropic, smolagents
-        return {**value, "finish_reason": value.get("finish_reason") or value.get("stop_reason")}
-    return {"content": value["text"]}
-
-
-def _generation(generation: Json) -> Json:
-    finish = (generation.get("generation_info") or {}).get("finish_reason")
-    message = (generation.get("message") or {}).get("kwargs")
-    if message is None:
-        return {"content": generation["text"], "finish_reason": finish}
-    calls = message.get("tool_calls") or (message.get("additional_kwargs") or {}).get("tool_calls")
-    return {"content": message.get("content"), "tool_calls": calls, "finish_reason": finish}
-
-
-def _of_items(items: list[Json]) -> Json:
-    pieces: list[Json] = []
-    for item in items:
-        if item.get("type") == "message":
-            pieces.append({"content": item.get("content")})
-        elif item.get("type") in ("function_call", "custom_tool_call"):
-            pieces.append({"tool_calls": [{**item, "arguments": item.get("arguments", item.get("input"))}]})
-        else:
-            pieces.append({"content": [item]})
-    return {**_joined(pieces), "role": "assistant"}
-
-
-def _block_message(message: Json) -> Json:
-    if "blocks" not in message:
-        return message
-    calls = [
-        {"id": block["tool_call_id"], "name": block["tool_name"], "arguments": block["tool_kwargs"]}
-        for block in message["blocks"]
-        if "tool_kwargs" in block
-    ]
-    calls = calls or (message.get("additional_kwargs") or {}).get("tool_calls") or []
-    return {
-        "role": message.get("role"),
-        "content": [block["text"] for block in message["blocks"] if "text" in block],
-        "tool_calls": calls,
-    }
 
 
 OPENINFERENCE = Flavour(

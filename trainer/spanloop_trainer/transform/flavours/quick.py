@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from spanloop_trainer.transform.flavours.chat import CALLING
+
 # Inside of a JSON string whose escapes Python's `json` writes the same way: no \\/, no \\u, no control character.
 _INSIDE = r'(?:[^"\\\x00-\x1f]|\\["\\bfnrt])*'
 _TEXT = f'"({_INSIDE})"'
@@ -70,27 +72,55 @@ def messages(raw: pl.Series) -> pl.DataFrame:
         One row each, in order: the fields of `Message`; null `chat`: left to `chat.read`.
     """
     frame = raw.alias("raw").to_frame().with_row_index("place")
-    role, finish = _group(1), _group(4)
-    inside = pl.coalesce(_group(2), _group(3))
-    texts, frame = _split(frame, _ONE_TEXT)
-    texts = texts.select(
+    found = [_NOTHING.to_frame()]
+    for shape, read in ((_ONE_TEXT, _texts), (_ONE_RESULT, _results), (_ONE_CALL, _calls)):
+        hits, frame = _split(frame, shape)
+        # On few messages, setting out to read none takes longer than reading.
+        if hits.height:
+            found.append(read(hits).select(_NOTHING.names()))
+        if frame.is_empty():
+            break
+    return (
+        pl.DataFrame({"place": pl.int_range(0, raw.len(), dtype=pl.UInt32, eager=True)})
+        .join(pl.concat(found), on="place", how="left", maintain_order="left")
+        .select("chat", pl.col("chat").alias("key"), "role", "text", "finish", "tool_calls")
+    )
+
+
+_NOTHING = pl.Schema(
+    {
+        "place": pl.UInt32(), "chat": pl.String(), "role": pl.String(), "text": pl.String(), "finish": pl.String(),
+        "tool_calls": pl.Int32(),
+    }
+)  # fmt: skip
+
+
+def _texts(hits: pl.DataFrame) -> pl.DataFrame:
+    role, inside = _group(1), pl.coalesce(_group(2), _group(3))
+    # A text that ends as calls do: what it called was not recorded, and `chat.read` says so.
+    said = ~_group(4).is_in(CALLING).fill_null(value=False)
+    return hits.filter(said).select(
         "place",
         _joined('{"role": "', role, '", "content": "', inside, '"}').alias("chat"),
-        role.alias("role"), _plain(inside).alias("text"), finish.alias("finish"), pl.lit(0, pl.Int32).alias("tool_calls"),
+        role.alias("role"), _plain(inside).alias("text"), _group(4).alias("finish"), pl.lit(0, pl.Int32).alias("tool_calls"),
     )  # fmt: skip
-    results, frame = _split(frame, _ONE_RESULT)
-    results = results.select(
+
+
+def _results(hits: pl.DataFrame) -> pl.DataFrame:
+    return hits.select(
         "place",
         _joined('{"role": "tool", "tool_call_id": "', _group(2), '", "content": "', _group(3), '"}').alias("chat"),
         pl.lit("tool").alias("role"), _plain(_group(3)).alias("text"), pl.lit(None, pl.String).alias("finish"),
         pl.lit(0, pl.Int32).alias("tool_calls"),
     )  # fmt: skip
-    calls, frame = _split(frame, _ONE_CALL)
-    name, identity = pl.coalesce(_group(2), _group(5)), pl.coalesce(_group(3), _group(4))
+
+
+def _calls(hits: pl.DataFrame) -> pl.DataFrame:
+    role, name, identity = _group(1), pl.coalesce(_group(2), _group(5)), pl.coalesce(_group(3), _group(4))
     flat = _group(7)
     # Ids of the Responses API carry a flag.
     plain = ~identity.str.starts_with("fc_") & (flat.is_null() | _keys_differ(flat))
-    calls = calls.filter(plain).select(
+    return hits.filter(plain).select(
         "place",
         _joined(
             '{"role": "', role, '", "content": null, "tool_calls": [{"id": "', identity,
@@ -100,12 +130,6 @@ def messages(raw: pl.Series) -> pl.DataFrame:
         role.alias("role"), pl.lit(None, pl.String).alias("text"), _group(8).alias("finish"),
         pl.lit(1, pl.Int32).alias("tool_calls"),
     )  # fmt: skip
-    read = pl.concat([texts, results, calls]).with_columns(pl.col("chat").alias("key"))
-    return (
-        pl.DataFrame({"place": pl.int_range(0, raw.len(), dtype=pl.UInt32, eager=True)})
-        .join(read, on="place", how="left", maintain_order="left")
-        .select("chat", "key", "role", "text", "finish", "tool_calls")
-    )
 
 
 def _split(frame: pl.DataFrame, shape: str) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -27,12 +27,14 @@ from spanloop_trainer.transform.pieces.parts import (
     take_over,
     window_of,
 )
-from spanloop_trainer.transform.pieces.piece import Slim, canonical
+from spanloop_trainer.transform.pieces.piece import Piece, Slim, canonical
 from spanloop_trainer.transform.pieces.texts import BUCKET_BYTES, InMemory, OnDisk, Texts
 from spanloop_trainer.transform.reading.read import Window, read_spans
 
-# Texts and tokens by bucket, while a build runs.
-BUCKETS = ".buckets"
+# Rows by bin and bucket, while a build runs.
+SCRATCH = ".buckets"
+# A call takes about a kilobyte while its episode is put together, a span around it a quarter.
+BIN_ROWS = 200_000
 
 
 class Memory(NamedTuple):
@@ -41,10 +43,25 @@ class Memory(NamedTuple):
     Attributes:
         parts: read one after another; None: as many as keep a part small.
         bucket_bytes: of texts and tokens that are put together at a time.
+        bin_rows: of calls, and of spans around them, that are looked at at a time, where nothing joins more of them.
     """
 
     parts: int | None = None
     bucket_bytes: int = BUCKET_BYTES
+    bin_rows: int = BIN_ROWS
+
+
+class Pieces(NamedTuple):
+    """A window on disk.
+
+    Attributes:
+        scratch: an empty folder, for what is made of them.
+        older: some are of an earlier build.
+    """
+
+    parts: list[Part]
+    scratch: Path
+    older: bool
 
 
 @contextmanager
@@ -57,8 +74,8 @@ def gathered(
     merge: bool,
     memory: Memory,
     progress: Callable[[str], None],
-) -> Iterator[tuple[Slim, Texts]]:
-    """The slim rows of a window, and where its texts are; texts on disk live as long as the context.
+) -> Iterator[Piece | Pieces]:
+    """The window in one piece, or in pieces on disk, which live as long as the context.
 
     Args:
         out: folder of the dataset; pieces and buckets are made in it. Pieces stay there after success if `parent` is given.
@@ -74,24 +91,20 @@ def gathered(
             f"{out / PIECES} holds shards that wait for a merge",
             f"spanloop build --out {out} --merge, or choose another --out",
         )
-    pieces, buckets = out / PIECES, out / BUCKETS
-    shutil.rmtree(buckets, ignore_errors=True)  # of a build that was killed
+    pieces, scratch = out / PIECES, out / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed
     older = merge or parent is not None
     try:
         slices = _slices(client, window, out, parent=parent, merge=merge, memory=memory)
-        if len(slices) == 1 and not merge and parent is None:
+        if len(slices) == 1 and not older:
             shutil.rmtree(pieces, ignore_errors=True)
             progress("reading spans")
-            piece = canonical(read_spans(client, window))
-            yield piece.slim, InMemory(piece.texts, piece.tokens)
+            yield canonical(read_spans(client, window))
             return
         remove_others(pieces, slices)
-        parts = read_parts(client, slices, pieces, kept=merge or parent is not None, progress=progress)
-        buckets.mkdir(parents=True)
-        yield (
-            slim(client, parts, older=older),
-            OnDisk([part.folder for part in parts], buckets, memory.bucket_bytes),
-        )
+        parts = read_parts(client, slices, pieces, kept=older, progress=progress)
+        scratch.mkdir(parents=True)
+        yield Pieces(parts, scratch, older)
         if parent is None:
             shutil.rmtree(pieces)
     except BaseException:
@@ -100,12 +113,12 @@ def gathered(
             shutil.rmtree(pieces, ignore_errors=True)
         raise
     finally:
-        shutil.rmtree(buckets, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
 def looked_at(client: Any, window: Window, progress: Callable[[str], None]) -> Iterator[tuple[Slim, Texts]]:
-    """As `gathered`, of a window that no dataset is made of: what is put on disk meanwhile is no dataset's, and goes.
+    """The slim rows of a window that no dataset is made of, and where its texts are; what is put on disk meanwhile goes.
 
     Raises:
         StoreUnavailable: the store did not answer.
@@ -116,7 +129,11 @@ def looked_at(client: Any, window: Window, progress: Callable[[str], None]) -> I
             client, window, Path(folder), parent=None, merge=False, memory=Memory(), progress=progress
         ) as found,
     ):
-        yield found
+        if isinstance(found, Piece):
+            yield found.slim, InMemory(found.texts, found.tokens)
+        else:
+            folders = [part.folder for part in found.parts]
+            yield slim(client, found.parts, older=found.older), OnDisk(folders, found.scratch)
 
 
 def _slices(

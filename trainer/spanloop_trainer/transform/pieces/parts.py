@@ -152,7 +152,16 @@ def slim(client: Any, parts: Sequence[Part], *, older: bool) -> Slim:
         StoreUnavailable: the store did not answer.
     """
     whole = together([read_slim(part.folder, part.header) for part in parts])
-    pending = _pending(whole) if older else []
+    return with_pending(client, whole) if older else whole
+
+
+def with_pending(client: Any, whole: Slim) -> Slim:
+    """With the spans above its calls that had not arrived when the pieces were read.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    pending = _pending(whole)
     asked = [pending[first : first + _TRACES_ASKED] for first in range(0, len(pending), _TRACES_ASKED)]
     if not asked:
         return whole
@@ -265,18 +274,20 @@ def finished_parts(folder: Path) -> list[Part]:
     hint = f"spanloop build --out {folder} --shard I/N --until … on each machine, then --merge again"
     if not parts:
         raise TransformError(f"there are no pieces in {folder}", hint)
+    for name in ("services", "shards", "maker"):
+        kinds = {str(getattr(part.header, name)) for part in parts}
+        if len(kinds) > 1:
+            # Whichever is older is in the way: reading again would leave it there.
+            raise TransformError(
+                f"the pieces in {folder} do not go together: {name} {' and '.join(sorted(kinds))}",
+                f"remove {folder / PIECES} if no other dataset needs it, then {hint}",
+            )
     shards = parts[0].header.shards
     missing = sorted(set(range(shards)) - {part.header.shard for part in parts})
     if missing:
         raise TransformError(
             f"{folder} lacks shard {', '.join(f'{shard + 1}/{shards}' for shard in missing)}", hint
         )
-    for name in ("services", "shards", "maker"):
-        kinds = {str(getattr(part.header, name)) for part in parts}
-        if len(kinds) > 1:
-            raise TransformError(
-                f"the pieces in {folder} do not go together: {name} {' and '.join(sorted(kinds))}", hint
-            )
     spans = {
         shard: _covered([p for p in parts if p.header.shard == shard], folder, hint)
         for shard in range(shards)

@@ -82,32 +82,40 @@ def canonical(spans: Spans) -> Piece:
 
 
 def together(pieces: Sequence[Slim]) -> Slim:
-    """The slim rows of all pieces; the number of the piece goes into the keys.
+    """The slim rows of all pieces; the number of the piece goes into the keys."""
+    if len(pieces) == 1:
+        return pieces[0]
+    shifted_ = [numbered(piece, number) for number, piece in enumerate(pieces)]
+    return without_copies(
+        pl.concat([piece.calls for piece in shifted_], how="diagonal_relaxed"),
+        pl.concat([piece.gateway for piece in shifted_]),
+        pl.concat([piece.ancestors for piece in shifted_]),
+        {name: sum(piece.counts[name] for piece in pieces) for name in pieces[0].counts},
+    )
+
+
+def numbered(piece: Slim, number: int) -> Slim:
+    """With keys that are unique among all pieces."""
+    calls = shifted(piece.calls, number, "call", "own_tokens")
+    return Slim(calls, shifted(piece.gateway, number, "tokens"), piece.ancestors, piece.counts)
+
+
+def without_copies(
+    calls: pl.DataFrame, gateway: pl.DataFrame, ancestors: pl.DataFrame, counts: dict[str, int]
+) -> Slim:
+    """Rows of several pieces, each once.
 
     Slices of a window overlap in what lies around their calls: gateway spans of the minute after, and spans above.
     """
-    if len(pieces) == 1:
-        return pieces[0]
-    numbered = [
-        Slim(
-            shifted(piece.calls, number, "call", "own_tokens"),
-            shifted(piece.gateway, number, "tokens"),
-            piece.ancestors,
-            piece.counts,
-        )
-        for number, piece in enumerate(pieces)
-    ]
     key = ["trace_id", "span_id"]
     return Slim(
         # A span that was sent twice, with two starts: the earlier stays, as within a piece.
-        pl.concat([piece.calls for piece in numbered], how="diagonal_relaxed")
-        .sort(*key, "start")
-        .unique(key, keep="first", maintain_order=True),
-        pl.concat([piece.gateway for piece in numbered])
-        .sort(*key, "in_window", descending=[False, False, True])
-        .unique(key, keep="first", maintain_order=True),
-        pl.concat([piece.ancestors for piece in numbered]).unique(key, keep="first"),
-        {name: sum(piece.counts[name] for piece in pieces) for name in pieces[0].counts},
+        calls.sort(*key, "start").unique(key, keep="first", maintain_order=True),
+        gateway.sort(*key, "in_window", descending=[False, False, True]).unique(
+            key, keep="first", maintain_order=True
+        ),
+        ancestors.unique(key, keep="first"),
+        counts,
     )
 
 

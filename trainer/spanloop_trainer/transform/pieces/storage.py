@@ -13,7 +13,7 @@ from spanloop_trainer.transform.flavours import flavours
 from spanloop_trainer.transform.pieces.piece import Piece, Slim
 
 # Raise it when what a piece holds changes its meaning.
-FORMAT = 2
+FORMAT = 3
 HEADER = "piece.json"
 _SLIM = ("calls", "gateway", "ancestors")
 _LONG = ("texts", "tokens")
@@ -68,10 +68,12 @@ def write_piece(folder: Path, piece: Piece, header: Header) -> None:
 
 
 def read_header(folder: Path) -> Header | None:
-    """None: there is no finished piece of this version."""
+    """None: there is no finished piece of this version, or its files are damaged; it is read again then."""
     try:
         record: dict[str, Any] = json.loads((folder / HEADER).read_text())
-    except (OSError, ValueError):
+        for name in (*_SLIM, *_LONG):
+            pl.read_parquet_schema(folder / f"{name}.parquet")
+    except (OSError, ValueError, pl.exceptions.PolarsError):
         return None
     if record.keys() != {field.name for field in fields(Header)}:
         return None

@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 
 import polars as pl
 
-from spanloop_trainer.transform.pieces.piece import shifted
+from spanloop_trainer.transform.pieces.exchange import Exchange
+from spanloop_trainer.transform.pieces.piece import PLACE_BITS, shifted
 
 # Of texts and tokens in a bucket; what is made of them takes a few times as much.
 BUCKET_BYTES = 32 << 20
@@ -36,13 +37,20 @@ def fetch(calls: pl.DataFrame, texts: pl.DataFrame, tokens: pl.DataFrame) -> pl.
 
 
 class InMemory(NamedTuple):
-    """Those of a window that is one piece: one bucket."""
+    """Those of a window that is one piece; put together a bucket at a time all the same, since that takes a few times as much."""
 
     texts: pl.DataFrame
     tokens: pl.DataFrame
+    bucket_bytes: int = BUCKET_BYTES
 
     def buckets(self, calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
-        yield fetch(calls, self.texts, self.tokens)
+        if int(calls["bytes"].sum()) <= self.bucket_bytes:
+            yield fetch(calls, self.texts, self.tokens)
+            return
+        firsts = first_of_buckets(calls, self.bucket_bytes)
+        of_calls = bucket_of(calls["episode_id"], firsts)
+        for bucket in range(firsts.len() + 1):
+            yield fetch(calls.filter(of_calls == bucket), self.texts, self.tokens)
 
 
 class OnDisk:
@@ -52,53 +60,49 @@ class OnDisk:
         """Args:
         scratch: an empty folder for the shuffled rows; it takes about as much space as the pieces do.
         """
-        self._pieces, self._scratch, self._bucket_bytes = pieces, scratch, bucket_bytes
-        self._count = 0  # of buckets; 0: not shuffled yet
+        self._pieces, self._bucket_bytes = pieces, bucket_bytes
+        self._texts, self._tokens = Exchange(scratch / "texts"), Exchange(scratch / "tokens")
+        self._shuffled = False
 
     def buckets(self, calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
-        of_calls = self._bucket_of(calls)
-        count = int(of_calls.max() or 0) + 1  # type: ignore[arg-type]
-        if not self._count:
-            self._shuffle(calls.select("call", "tokens", of_calls), count)
-            self._count = count
-        for bucket in range(count):
-            yield fetch(
-                calls.filter(of_calls == bucket), self._load(bucket, "texts"), self._load(bucket, "tokens")
-            )
+        firsts = first_of_buckets(calls, self._bucket_bytes)
+        of_calls = bucket_of(calls["episode_id"], firsts)
+        if not self._shuffled:
+            shuffle(self._pieces, calls.select("call", "tokens", of_calls), self._texts, self._tokens)
+            self._shuffled = True
+        for bucket in range(firsts.len() + 1):
+            some = calls.filter(of_calls == bucket)
+            yield fetch(some, self._texts.take(bucket), self._tokens.take(bucket))
 
-    def _bucket_of(self, calls: pl.DataFrame) -> pl.Series:
-        """The bucket of each call."""
-        episodes = calls.group_by("episode_id").agg(pl.col("bytes").sum()).sort("episode_id")
-        episodes = episodes.select(
-            "episode_id", (pl.col("bytes").cum_sum() // self._bucket_bytes).rle_id().alias("bucket")
-        )
-        return calls.select("episode_id").join(episodes, on="episode_id", how="left", maintain_order="left")[
-            "bucket"
-        ]
 
-    def _shuffle(self, calls: pl.DataFrame, count: int) -> None:
-        for number, piece in enumerate(self._pieces):
-            for name, key in (("texts", "call"), ("tokens", "tokens")):
-                rows = shifted(pl.read_parquet(piece / f"{name}.parquet"), number, key)
-                # One answer's tokens may belong to calls of two buckets.
-                wanted = calls.select(key, "bucket").drop_nulls().unique()
-                rows = rows.join(wanted, on=key, how="inner")
-                for (bucket,), part in rows.partition_by("bucket", as_dict=True, include_key=False).items():
-                    folder = self._scratch / str(bucket)
-                    folder.mkdir(exist_ok=True)
-                    part.write_parquet(
-                        folder / f"{name}-{number}.parquet", compression="lz4", statistics=False
-                    )
-        # A bucket without tokens needs their columns all the same.
-        empty = {
-            name: pl.read_parquet(self._pieces[0] / f"{name}.parquet", n_rows=0)
-            for name in ("texts", "tokens")
-        }
-        for bucket in range(count):
-            (self._scratch / str(bucket)).mkdir(exist_ok=True)
-            for name, frame in empty.items():
-                frame.write_parquet(self._scratch / str(bucket) / f"{name}-none.parquet")
+def first_of_buckets(episodes: pl.DataFrame, bucket_bytes: int) -> pl.Series:
+    """The first episode id of every bucket but the first.
 
-    def _load(self, bucket: int, name: str) -> pl.DataFrame:
-        files = sorted((self._scratch / str(bucket)).glob(f"{name}-*.parquet"))
-        return pl.concat([pl.read_parquet(file) for file in files])
+    Args:
+        episodes: `episode_id`, `bytes` of texts and tokens; one row an episode, or several.
+    """
+    episodes = episodes.group_by("episode_id").agg(pl.col("bytes").sum()).sort("episode_id")
+    bucket = episodes["bytes"].cum_sum() // bucket_bytes
+    return episodes["episode_id"].filter((bucket != bucket.shift(1)).fill_null(value=False))
+
+
+def bucket_of(episodes: pl.Series, firsts: pl.Series) -> pl.Series:
+    """The bucket of each episode id."""
+    found = firsts.search_sorted(episodes, side="right")
+    return found.alias("bucket")
+
+
+def shuffle(pieces: Sequence[Path], calls: pl.DataFrame, texts: Exchange, tokens: Exchange) -> None:
+    """Put the texts and tokens of all pieces aside by bucket.
+
+    Args:
+        calls: `call`, `tokens?`, `bucket`.
+    """
+    for name, key, apart in (("texts", "call", texts), ("tokens", "tokens", tokens)):
+        # One answer's tokens may belong to calls of two buckets.
+        wanted = calls.select(key, "bucket").drop_nulls().unique()
+        piece_of = wanted[key] // (1 << PLACE_BITS)
+        for number, piece in enumerate(pieces):
+            rows = shifted(pl.read_parquet(piece / f"{name}.parquet"), number, key)
+            rows = rows.join(wanted.filter(piece_of == number), on=key, how="inner")
+            apart.put(rows.drop("bucket"), rows["bucket"])

@@ -26,12 +26,19 @@ _MESSAGE = {
     "tool_calls": pl.Int32,
     "flags": pl.UInt16,
 }
-# `act` says what an answer does: its text, or its tool calls without their ids. Equal acts are the same step taken again.
+# `act` says what an answer does: its text, or its tool calls without their ids. Equal acts are the same step taken again. `key` is the
+# hash of all of it, ids too.
 ANSWER = pl.Struct(
-    {"choice": pl.Int32, "finish": pl.String, "tool_calls": pl.Int32, "code": pl.UInt64, "act": pl.UInt64}
-)
+    {
+        "choice": pl.Int32, "finish": pl.String, "tool_calls": pl.Int32, "code": pl.UInt64, "act": pl.UInt64, "key": pl.UInt64,
+    }
+)  # fmt: skip
 _NOTHING = (None,) * len(_MESSAGE)
+# Messages that are worth a second thread.
+_MANY = 5000
 PREFIX = pl.Struct({"length": pl.Int32, "code": pl.UInt64})
+# A part of a message whose type is not `text`.
+_NO_TEXT_PART = r'\{"type": "(?:[^t]|t[^e]|te[^x]|tex[^t]|text[^"])'
 
 
 def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
@@ -44,13 +51,14 @@ def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
         - `prefixes` (list of struct): `length` and `code` of every prefix of it that ends with an assistant's message. A code
           says what chains compare: equal codes are equal messages in equal places;
         - `prompt_code` (u64): of all of it; `length` (i32): its number of messages;
-        - `answered` (u64): the act (see `ANSWER`) of its last assistant's message; null: none; `shown` (u64): of its last message,
-          which is a tool's result or a user's turn as a rule;
+        - `answered` (u64): the act (see `ANSWER`) of its last assistant's message; null: none; `answered_key` (u64): its key; `shown`
+          (u64): the acts of all messages behind it, which are tools' results or a user's turn as a rule;
         - `answers` (list of struct): `choice`, `finish`, `tool_calls`, `act` and `code`, which is that of the prompt with this
           answer behind it; empty: none;
         - `chats`, `texts` (list of str): their JSON and their plain text, aligned with `answers`;
         - `prompt_hash` (str): `prompt:HASH` of the first system message; null: none;
-        - `asked` (str): `hashes.prompt_hash` of the first user message; null: none;
+        - `asked` (str): `hashes.prompt_hash` of the first user message, with another hash behind it where an image or a file makes
+          the question; null: none;
         - `tools_json` (str): OpenAI form; null: none, or it does not parse;
         - `flags` (u16): of `Flag`, those of its messages too;
         - `invalid` also where a message, an answer or a tool definition has a shape that is not known.
@@ -123,7 +131,11 @@ def _prompts(prompts: pl.DataFrame) -> pl.DataFrame:
     # The place is part of the code: a sum of codes then depends on the order of the messages.
     codes = prompts.select(pl.struct("place", "key").hash().alias("code"))["code"]
     # Sums wrap around, and so does their difference.
-    prompts = prompts.with_columns((codes.cum_sum() - (codes.cum_sum() - codes).gather(first)).alias("code"))
+    acts = prompts["act"].cum_sum()
+    prompts = prompts.with_columns(
+        (codes.cum_sum() - (codes.cum_sum() - codes).gather(first)).alias("code"),
+        acts.alias("acts"), (acts - prompts["act"]).alias("acts_before"),
+    )  # fmt: skip
     whole = prompts.group_by("at", maintain_order=True).agg(
         pl.col("chat").alias("messages"),
         pl.struct((pl.col("place") + 1).alias("length"), "code")
@@ -131,16 +143,33 @@ def _prompts(prompts: pl.DataFrame) -> pl.DataFrame:
         .alias("prefixes"),
         pl.col("code").last().alias("prompt_code"),
         pl.col("act").filter(role == "assistant").last().alias("answered"),
-        pl.col("act").last().alias("shown"),
+        pl.col("key").filter(role == "assistant").last().alias("answered_key"),
+        (
+            pl.col("acts").last()
+            - pl.coalesce(pl.col("acts").filter(role == "assistant").last(), pl.col("acts_before").first())
+        ).alias("shown"),
         pl.len().cast(pl.Int32).alias("length"),
         text.filter(role.is_in(["system", "developer"])).first().alias("system_text"),
         text.filter(role == "user").first().alias("first_user"),
+        pl.col("chat").filter(role == "user").first().alias("first_chat"),
     )
     return with_loose_prefixes(whole, prompts).select(
-        pl.exclude("system_text", "first_user"),
+        pl.exclude("system_text", "first_user", "first_chat"),
         _system_hash(whole["system_text"]).alias("prompt_hash"),
-        prompt_hash(whole["first_user"]).alias("asked"),
+        _asked(whole["first_user"], whole["first_chat"]).alias("asked"),
     )
+
+
+def _asked(texts: pl.Series, chats: pl.Series) -> pl.Series:
+    """One question about two images is two tasks."""
+    asked = prompt_hash(texts)
+    of_parts = chats.str.starts_with('{"role": "user", "content": [').fill_null(value=False).arg_true()
+    parts = of_parts.filter(chats.gather(of_parts).str.contains(_NO_TEXT_PART))
+    if parts.is_empty():
+        return asked
+    # `prompt_hash` of a message instead of a text; what it begins with is there already.
+    wholes = prompt_hash(chats.gather(parts)).str.strip_prefix("prompt-")
+    return asked.scatter(parts, asked.gather(parts) + "-" + wholes)
 
 
 def _system_hash(texts: pl.Series) -> pl.Series:
@@ -228,8 +257,12 @@ def _table(
     if quick is not None:
         # Polars works through a column's regular expressions on one thread, and lets others run meanwhile.
         half = (distinct.len() + 1) // 2
-        with ThreadPoolExecutor() as pool:
-            read = pl.concat(pool.map(quick, (distinct[:half], distinct[half:]))).with_row_index("number")
+        if half > _MANY:
+            with ThreadPoolExecutor() as pool:
+                read = pl.concat(pool.map(quick, (distinct[:half], distinct[half:])))
+        else:
+            read = quick(distinct)
+        read = read.with_row_index("number")
         if "flags" not in read.columns:
             read = read.with_columns(pl.lit(0, pl.UInt16).alias("flags"))
         fast, slow = (
@@ -250,8 +283,8 @@ def _table(
 
 
 def _coded(table: pl.DataFrame) -> pl.DataFrame:
-    """The messages with `key` hashed, and `act`: the hash of what a message says or calls."""
-    act = table["text"].hash()
+    """The messages with `key` hashed, and `act`: the hash of what a message says or calls, without the space around it."""
+    act = table["text"].str.strip_chars().hash()
     # Of these alone: an expression with `when` would go through the texts of all.
     calls = (table["tool_calls"] > 0).fill_null(value=False).arg_true()
     if calls.len():

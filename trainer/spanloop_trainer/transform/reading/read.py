@@ -52,10 +52,12 @@ class Window:
         """First start and the end, exclusive, in nanoseconds since 1970."""
         if self.slice is not None:
             return self.slice
-        return (
-            0 if self.since is None else _nanoseconds(self.since),
-            END_OF_TIME_NS if self.until is None else _nanoseconds(self.until),
+        # What lies beyond the store's time lies at its end: 64 bits of nanoseconds would begin again there.
+        since, until = (
+            end if moment is None else min(max(_nanoseconds(moment), 0), END_OF_TIME_NS)
+            for moment, end in ((self.since, 0), (self.until, END_OF_TIME_NS))
         )
+        return since, until
 
     def parameters(self) -> dict[str, Any]:
         """Query parameters; times in nanoseconds since 1970."""
@@ -229,7 +231,8 @@ def read_ancestors(client: Any, traces: list[str]) -> pl.DataFrame:
 
 
 def find_span(client: Any, span_id: str, trace_id: str) -> list[dict[str, Any]]:
-    """Where a span is: `trace_id`, `span_id`, `start` (UTC), `service`, `name`, `gateway`, `operation`; one for each trace that has it.
+    """Where a span is: `trace_id`, `span_id`, `start` (UTC), `service`, `name`, `gateway` (its span of a
+    model call), `model_call` (by OpenTelemetry's names of operations); one for each trace that has it.
 
     Args:
         trace_id: empty: any.
@@ -240,14 +243,14 @@ def find_span(client: Any, span_id: str, trace_id: str) -> list[dict[str, Any]]:
     sql = (
         "SELECT TraceId AS trace_id, SpanId AS span_id, toTimeZone(min(Timestamp), 'UTC') AS start, "
         "toString(any(ServiceName)) AS service, toString(any(SpanName)) AS name, "
-        "any(SpanAttributes['spanloop.gateway']) = 'true' AS gateway, "
-        "any(SpanAttributes['gen_ai.operation.name']) AS operation FROM otel_traces "
+        "any(SpanAttributes['spanloop.gateway']) = 'true' AND any(SpanAttributes['gen_ai.operation.name'] AS operation) != 'embeddings' "
+        "AS gateway, any(operation) IN ('chat', 'text_completion', 'generate_content') AS model_call FROM otel_traces "
         "WHERE SpanId = {span:String} AND ({trace:String} = '' OR TraceId = {trace:String}) "
         "GROUP BY TraceId, SpanId ORDER BY TraceId LIMIT 10"
     )
     found = _frame(client, sql, {"span": span_id, "trace": trace_id})
     return found.with_columns(
-        pl.col("start").dt.replace_time_zone("UTC"), pl.col("gateway").cast(pl.Boolean)
+        pl.col("start").dt.replace_time_zone("UTC"), pl.col("gateway", "model_call").cast(pl.Boolean)
     ).to_dicts()
 
 
@@ -348,6 +351,20 @@ def read_usage(client: Any, window: Window) -> pl.DataFrame:
     """
     found = _frame(client, _sql("usage.sql"), window.parameters())
     return found.with_columns(pl.col("is_gateway").cast(pl.Boolean))
+
+
+def read_services(client: Any, window: Window) -> list[str]:
+    """The services that have spans in a window, the gateway's aside; a thousand of them at most.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    sql = (
+        "SELECT DISTINCT toString(ServiceName) AS service FROM otel_traces "
+        "WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64}) AND Timestamp < fromUnixTimestamp64Nano({until:Int64}) "
+        "AND SpanAttributes['spanloop.gateway'] != 'true' ORDER BY service LIMIT 1000"
+    )
+    return [str(name) for name in _frame(client, sql, window.parameters())["service"].to_list()]
 
 
 def span_range(client: Any) -> tuple[int, str, str]:

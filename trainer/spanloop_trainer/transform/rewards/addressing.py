@@ -28,13 +28,20 @@ class Found(NamedTuple):
     of_calls: pl.DataFrame
     of_episodes: pl.DataFrame
 
+    def within(self, calls: pl.DataFrame) -> Found:
+        """What judges these calls and their episodes."""
+        return Found(
+            self.of_calls.join(calls, on="row", how="semi"),
+            self.of_episodes.join(calls, on="episode_id", how="semi"),
+        )
+
 
 def address(judgements: pl.DataFrame, calls: pl.DataFrame, ancestors: pl.DataFrame, funnel: Funnel) -> Found:
     """Find what each row of table `rewards` judges.
 
     Args:
         judgements: from `naming.name_answers`.
-        calls: of stage B.
+        calls: of stage B, all of them: with those left out that are waited for, a judgement of two runs would be of the other.
         ancestors: the skeleton of their traces.
     """
     judgements = judgements.with_row_index("judgement")
@@ -43,6 +50,9 @@ def address(judgements: pl.DataFrame, calls: pl.DataFrame, ancestors: pl.DataFra
     hit = _by_response(open_.filter(pl.col("response_id") != ""), calls)
     targets.append(hit)
     open_ = open_.join(hit, on="judgement", how="anti")
+    # An answer that the dataset leaves out: its run is not judged by it. (Of one that several calls gave, it may be.)
+    left_out = (pl.col("span_id") == "") & pl.col("of_call")
+    open_ = open_.filter(~left_out | pl.col("response_id").is_in(calls["response_id"].drop_nulls().implode()))
     code = pl.struct("trace_id", "span_id").hash().alias("code")
     named = open_.filter(pl.col("span_id") != "").select("judgement", code)
     hit = named.join(calls.select("row", code), on="code")

@@ -49,6 +49,7 @@ class Episode:
         answer: text of the last answer; None: it has no text, or the last call failed.
         status, finish_reason: of the last call.
         calls: all, in order.
+        called: another run called this one: what the task file says is about that one.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Episode:
     finish_reason: str | None
     duration_s: float
     calls: tuple[Call, ...]
+    called: bool = False
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -105,9 +107,8 @@ def episodes_of(calls: pl.DataFrame, facts: pl.DataFrame) -> Iterator[Episode]:
         calls: a bucket of whole episodes.
         facts: of `facts.episode_facts`, for all of them.
     """
-    fields = [name for name in facts.columns if name.startswith("task_") and name not in EPISODE]
     calls = calls.select(
-        "row", "episode_id", "span_id", "step", "status", "error_type", "messages", "tools_json",
+        "row", "episode_id", "span_id", "step", "status", "error_type", "messages", "tools_json", "called",
         pl.col("chats").list.get(pl.col("taken"), null_on_oob=True).alias("chat"),
         (pl.col("duration_ns").cast(pl.Int64) / 1e9).alias("duration_s"),
     ).sort("episode_id", "row")  # fmt: skip
@@ -117,9 +118,7 @@ def episodes_of(calls: pl.DataFrame, facts: pl.DataFrame) -> Iterator[Episode]:
             id=row["episode_id"],
             task_id=row["task_id"],
             expected=row["expected"],
-            task=MappingProxyType(
-                {name.removeprefix("task_"): row[name] for name in fields if row[name] is not None}
-            ),
+            task=MappingProxyType(task_of(row)),
             agent=row["agent"],
             service=row["service"],
             policy_version=row["policy_version"],
@@ -129,7 +128,17 @@ def episodes_of(calls: pl.DataFrame, facts: pl.DataFrame) -> Iterator[Episode]:
             finish_reason=row["finish_reason"],
             duration_s=row["duration_s"],
             calls=tuple(_call(call) for call in run.iter_rows(named=True)),
+            called=run["called"][0],
         )
+
+
+def task_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a task that are not null, without `task_`; bytes are JSON (see `tasks.read_tasks`)."""
+    return {
+        name.removeprefix("task_"): json.loads(value) if isinstance(value, bytes) else value
+        for name, value in row.items()
+        if name.startswith("task_") and name not in EPISODE and value is not None
+    }
 
 
 def _call(row: dict[str, Any]) -> Call:

@@ -19,8 +19,17 @@ def name_answers(
         ancestors: `trace_id` and `span_id` of the other spans of their traces.
 
     Returns:
-        The judgements, in their order, with `of_call` (bool): a model call's span is judged, whether the dataset keeps it or not.
+        The judgements, in their order, with `of_call` (bool): a model call is judged, by its span or by its answer alone, whether the
+        dataset keeps it or not.
     """
+    by_answer = judgements.filter((pl.col("span_id") == "") & (pl.col("response_id") != "")).select(
+        "id", "response_id", "trace_id"
+    )
+    answers = calls.join(by_answer, on="response_id", how="semi").select(
+        "response_id", pl.col("trace_id").alias("its_trace")
+    )
+    own = (pl.col("trace_id") == "") | (pl.col("trace_id") == pl.col("its_trace"))
+    reported = by_answer.join(answers, on="response_id").filter(own)["id"].unique()
     judged = judgements.filter(pl.col("span_id") != "").select("span_id").unique()
     calls, gateway, others = (
         frame.join(judged, on="span_id", how="semi") for frame in (calls, gateway, ancestors)
@@ -44,7 +53,7 @@ def name_answers(
         .join(reporting, on=key, how="left", maintain_order="left")
         .with_columns(
             pl.when(named).then("known").otherwise("response_id").alias("response_id"),
-            pl.col("of_call").fill_null(value=False),
+            pl.col("of_call").fill_null(pl.col("id").is_in(reported.implode())),
         )
         .drop("its_trace", "known")
     )

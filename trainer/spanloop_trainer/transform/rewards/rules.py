@@ -11,9 +11,10 @@ from spanloop_trainer.config.rewards import RewardRule
 from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform.datasets.schema import REWARD_PART
 
-_TEXTS = re.compile(r"'(?:[^']|'')*'")
-# What looks at other rows, so that its value would depend on which episodes are read together.
-_BEYOND_THE_ROW = re.compile(r"\b(?:OVER\s*\(|SELECT\b)", re.IGNORECASE)
+# Texts, quoted names and comments: in this order of appearance, since each may hold the others' marks.
+_NO_CODE = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/""", re.DOTALL)
+# What looks at other rows, so that its value would depend on which episodes are read together; or makes several of one.
+_BEYOND_THE_ROW = re.compile(r"\b(?:OVER|SELECT|ROW_NUMBER|UNNEST)\b", re.IGNORECASE)
 
 
 def check_rules(rules: Sequence[RewardRule], blank: pl.DataFrame) -> None:
@@ -47,7 +48,7 @@ def score_rules(rules: Sequence[RewardRule], facts: pl.DataFrame, key: str) -> p
 
 def _score(rule: RewardRule, facts: pl.DataFrame, key: str) -> pl.DataFrame:
     hint = "correct `expression` in spanloop.toml (Polars SQL giving a number or null); nothing was written"
-    if _BEYOND_THE_ROW.search(_TEXTS.sub("''", rule.expression)):
+    if _BEYOND_THE_ROW.search(_NO_CODE.sub(" ", rule.expression)):
         raise TransformError(
             f"reward {rule.name!r}: {rule.expression!r} cannot be evaluated: it looks at other rows than its own",
             hint,
@@ -55,7 +56,8 @@ def _score(rule: RewardRule, facts: pl.DataFrame, key: str) -> pl.DataFrame:
     visible = [name for name in facts.columns if name != "row"]
     try:
         # A name that no column has, for what is the row's own; the line break ends a comment in the expression.
-        frame = facts.select(pl.col(key).alias("_key"), *visible)
+        # What a task file says as lists and objects of many shapes is bytes of JSON; here it is text.
+        frame = facts.select(pl.col(key).alias("_key"), pl.col(visible)).cast({pl.Binary: pl.String})
         values = frame.sql(f'SELECT "_key", (\n{rule.expression}\n) AS "_value" FROM self')  # noqa: S608  # the user's own
     except pl.exceptions.ColumnNotFoundError as error:
         raise TransformError(

@@ -97,7 +97,8 @@ class Scorer:
                 of_episodes.append(parts)
                 unscored += failed
                 if self._judging is not None:
-                    parts, failed = self._parts(self._judging.look(some, last_calls))
+                    asked = [one for one in some if one.id in last_calls]
+                    parts, failed = self._parts(self._judging.look(asked, last_calls))
                     of_episodes.append(parts)
                     unscored += failed
         if self._over_calls:
@@ -196,10 +197,11 @@ def _judging(config: Config, memory: Memory | None, *, may_ask: bool) -> Judging
 
 
 def _last_calls(calls: pl.DataFrame) -> dict[str, LastCall]:
+    """Of the episodes that make rows: what the judge says about others' would cost as much."""
     from spanloop_trainer.transform.rewards.judge.verdicts import LastCall
 
     end = pl.col("start") + pl.duration(nanoseconds=pl.col("duration_ns").cast(pl.Int64))
-    rows = calls.filter("last").select(
+    rows = calls.filter(pl.col("selected").any().over("episode_id")).filter("last").select(
         "episode_id", "trace_id", "span_id", pl.col("response_id").fill_null(""), end.dt.cast_time_unit("us").alias("end")
     )  # fmt: skip
     return {row[0]: LastCall(row[1], row[2], row[3], row[4].replace(tzinfo=UTC)) for row in rows.iter_rows()}

@@ -12,6 +12,8 @@ from spanloop_trainer.config.rewards import RewardRule
 
 # Ids that begin so are `build`'s own, whatever their source: it computes them anew and does not read them back.
 OWN = "spanloop.build:"
+# So begin the ids of what rules say of single calls: an episode has several of a name, of which each counts.
+OF_CALL = "rule/call:"
 
 
 def write_computed(
@@ -32,8 +34,13 @@ def write_computed(
     columns = ("episode_id", "trace_id", "span_id", "response_id", end.alias("end"))
     parts = pl.concat(
         [
-            of_episodes.filter(ours).join(calls.filter("last").select(columns), on="episode_id"),
-            of_calls.filter(ours).join(calls.select("row", *columns), on="row").drop("row"),
+            of_episodes.filter(ours)
+            .join(calls.filter("last").select(columns), on="episode_id")
+            .with_columns(pl.lit("rule:").alias("of")),
+            of_calls.filter(ours)
+            .join(calls.select("row", *columns), on="row")
+            .drop("row")
+            .with_columns(pl.lit(OF_CALL).alias("of")),
         ],
         how="diagonal",
     )
@@ -42,7 +49,7 @@ def write_computed(
     digests = {rule.name: digest(rule, config) for rule in config.rewards}
     rows = parts.select(
         pl.concat_str(
-            pl.when(pl.col("source") == "rule").then(pl.lit("rule:")).otherwise(pl.lit(f"{OWN}verifier:")),
+            pl.when(pl.col("source") == "rule").then("of").otherwise(pl.lit(f"{OWN}verifier:")),
             "name", pl.lit("@"), "version", pl.lit(":"), pl.col("name").replace_strict(digests),
             pl.lit(":"), "episode_id", pl.lit(":"), "span_id",
         ).alias("id"),
@@ -54,8 +61,15 @@ def write_computed(
     known = client.query(
         "SELECT id FROM rewards WHERE (source = 'rule' OR startsWith(id, {own:String})) "
         "AND time >= {first:DateTime64(9, 'UTC')} - INTERVAL 1 SECOND "
-        "AND time <= {last:DateTime64(9, 'UTC')} + INTERVAL 1 SECOND",
-        parameters={"first": first, "last": last, "own": OWN},
+        "AND time <= {last:DateTime64(9, 'UTC')} + INTERVAL 1 SECOND "
+        "AND session_id >= {from:String} AND session_id <= {to:String}",
+        parameters={
+            "first": first,
+            "last": last,
+            "own": OWN,
+            "from": rows["session_id"].min(),
+            "to": rows["session_id"].max(),
+        },
     )
     ids = pl.Series("id", [row[0] for row in known.result_rows], dtype=pl.String)
     new = rows.filter(~pl.col("id").is_in(ids.implode())).sort("id")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -56,6 +57,9 @@ def _find(rule: RewardRule, config: Config) -> Verifier:
     function = _load(rule, config)
     try:
         signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise _broken(rule, error) from error
+    try:
         signature.bind(None, **rule.options)
     except TypeError as error:
         taken = list(signature.parameters)[1:]
@@ -80,20 +84,22 @@ def _load(rule: RewardRule, config: Config) -> Verifier:
         )
     try:
         found: Verifier = others[rule.verifier].load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(rule, error) from error
     return found
 
 
 def _from_file(rule: RewardRule, path: Path) -> Verifier:
     name = rule.verifier.rpartition(":")[2]
-    spec = importlib.util.spec_from_file_location(f"spanloop_verifiers_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"spanloop_verifiers_{path.stem}_{hash(path):x}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Where dataclasses and pickle look for it.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(rule, error) from error
     functions = {key: value for key, value in vars(module).items() if inspect.isfunction(value)}
     if name not in functions:
@@ -106,7 +112,7 @@ def _from_file(rule: RewardRule, path: Path) -> Verifier:
     return function
 
 
-def _broken(rule: RewardRule, error: Exception) -> ConfigError:
+def _broken(rule: RewardRule, error: BaseException) -> ConfigError:
     return ConfigError(
         f"reward {rule.name!r}: {rule.verifier} cannot be imported: {type(error).__name__}: {error}",
         "correct that module, or `verifier` of that [[rewards]] in spanloop.toml",
@@ -147,9 +153,9 @@ def _ask(rule: RewardRule, function: Verifier, episode: Episode) -> float | Unsc
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except Exception:  # a type of the user's own, again
         number = math.nan
-    if not math.isfinite(number):
+    if isinstance(value, str | bytes) or not math.isfinite(number):
         why = f"the verifier {rule.verifier} gave no finite number"
         return Unscored(rule.name, episode.id, why, repr(value)[:500])
     return number

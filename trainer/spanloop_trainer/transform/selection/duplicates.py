@@ -11,17 +11,23 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from spanloop_trainer.transform.selection.words import Messages, grams, mix
+from spanloop_trainer.transform.selection.words import IDS, Messages, grams, mix
 
 # Places of a signature: the estimated similarity s has a standard deviation of sqrt(s (1 - s) / 128), 0.035 at 0.8.
 PLACES = 128
 WORDS = 5
 # Chance that two episodes exactly as similar as the threshold meet in a band.
 _RECALL = 0.99
-# Episodes that stay and fall into one band with many that are not quite as similar: each is compared with all of them, and
-# after so many rounds the rest stay.
-_ROUNDS = 200
+# In a round the first 1, 2, 4, … of a band are compared with all others of it; so many at most.
+_HEADS = 64
+# From so many on, a band whose first ones are no copies of each other holds words of a template.
+_TELLING = 8
+# What is undecided then, in bands that are neither a template's nor one family's, is compared within bands of `_HEADS` alone.
+_ROUNDS = 50
+# Pairs of signatures compared at a time: 128 bytes each.
+_PAIRS = 1 << 18
 SIGNATURE = pl.Array(pl.UInt32, PLACES)
+_COPY = {"episode": pl.UInt32, "stays": pl.UInt32, "similarity": pl.Float64}
 
 Signatures = npt.NDArray[np.uint32]
 
@@ -32,9 +38,9 @@ def contents(bucket: pl.DataFrame, messages: Messages) -> pl.DataFrame:
     Args:
         bucket: of stage D.
     """
-    text = messages.distinct.select("message", pl.struct("role", "text").hash().alias("code"))
+    whole = messages.distinct.select("message", pl.col("raw").str.replace_all(IDS, "").hash().alias("code"))
     of_calls = (
-        messages.uses.join(text, on="message", how="left")
+        messages.uses.join(whole, on="message", how="left")
         .group_by("episode_id", "step")
         # A sum, since it does not depend on the order of the rows; the place is in each term.
         .agg(pl.struct("place", "code").hash().sum().alias("said"))
@@ -106,33 +112,81 @@ def near_copies(of_episodes: Signatures, threshold: float) -> pl.DataFrame:
     Returns:
         `episode`, `stays` (both places in `of_episodes`), `similarity`; ordered by `episode`.
     """
-    waiting = _bands(of_episodes, threshold)
-    dropped = [pl.DataFrame(schema={"episode": pl.UInt32, "stays": pl.UInt32, "similarity": pl.Float64})]
-    for _ in range(_ROUNDS):
+    waiting, found = _bands(of_episodes, threshold), [pl.DataFrame(schema=_COPY)]
+    for number in range(_ROUNDS + 1):
+        if number == _ROUNDS:
+            waiting = waiting.filter(pl.len().over("band") <= _HEADS)
         # One alone in its band meets nobody there.
-        waiting = waiting.filter(pl.len().over("band") > 1)
+        waiting = waiting.filter(pl.len().over("band") > 1).sort("band", "episode")
         if waiting.is_empty():
             break
-        waiting = waiting.with_columns(pl.col("episode").min().over("band").alias("first"))
-        stays = waiting.group_by("episode").agg((pl.col("first") == pl.col("episode")).all().alias("stays"))
-        stays = stays.filter("stays").select("episode")
-        pairs = (
-            waiting.filter(pl.col("first") != pl.col("episode"))
-            .select("episode", pl.col("first").alias("stays"))
-            .unique()
-            .join(stays, left_on="stays", right_on="episode", how="semi")
-            .sort("episode", "stays")
-        )
-        alike = (of_episodes[pairs["episode"].to_numpy()] == of_episodes[pairs["stays"].to_numpy()]).mean(1)
-        copies = (
-            pairs.with_columns(pl.Series("similarity", alike, dtype=pl.Float64))
-            .filter(pl.col("similarity") >= threshold)
-            .unique("episode", keep="first", maintain_order=True)
-        )
-        dropped.append(copies)
+        heads = min(2**number, _HEADS)
+        waiting = waiting.with_columns((pl.int_range(pl.len()).over("band") < heads).alias("head"))
+        edges = _edges(of_episodes, waiting, threshold)
+        stays, copies = _decided(waiting, edges)
+        found.append(copies)
+        if heads >= _TELLING:
+            waiting = waiting.join(_templates(waiting, edges), on="band", how="anti")
         decided = pl.concat([stays, copies.select("episode")])
-        waiting = waiting.join(decided, on="episode", how="anti")
-    return pl.concat(dropped).sort("episode")
+        waiting = waiting.select("episode", "band").join(decided, on="episode", how="anti")
+    return pl.concat(found).sort("episode")
+
+
+def _edges(of_episodes: Signatures, waiting: pl.DataFrame, threshold: float) -> pl.DataFrame:
+    """Columns `_COPY`: which episode is like which earlier head of one of its bands; ordered."""
+    pairs = (
+        waiting.select("band", "episode")
+        .join(waiting.filter("head").select("band", pl.col("episode").alias("stays")), on="band")
+        .filter(pl.col("stays") < pl.col("episode"))
+        .select("episode", "stays")
+        .unique()
+        .sort("episode", "stays")
+    )
+    alike = [
+        (of_episodes[part["episode"].to_numpy()] == of_episodes[part["stays"].to_numpy()]).mean(1)
+        for part in pairs.iter_slices(_PAIRS)
+    ]
+    similarity = pl.Series("similarity", np.concatenate(alike), dtype=pl.Float64)
+    return pairs.with_columns(similarity).filter(pl.col("similarity") >= threshold)
+
+
+def _templates(waiting: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
+    """`band`: large ones of episodes that share a template and are no copies: comparing them all would take the square of their number.
+
+    Copies share more than the template, and so meet in other bands.
+    """
+    alone = ~pl.col("episode").is_in(edges["episode"].unique().implode())
+    return (
+        waiting.group_by("band")
+        .agg(pl.len(), alone.filter("head").mean().alias("alone"))
+        .filter((pl.col("len") > _HEADS) & (pl.col("alone") > 0.5))
+        .select("band")
+    )
+
+
+def _decided(waiting: pl.DataFrame, edges: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Who stays, and who is a copy of one that stays, as far as the heads of bands tell.
+
+    A head of all its bands has met every earlier episode: it stays if no earlier one that stays is like it. All others of
+    its bands have met it, so that it need not be looked at again.
+    """
+    met = waiting.group_by("episode").agg(pl.col("head").all()).filter("head").select("episode")
+    staying, copies = [], []
+    # Down the chain of what is like what: those without an earlier one stay, those like them go, and again.
+    while True:
+        stays = met.join(edges, on="episode", how="anti")
+        copy = edges.join(stays, left_on="stays", right_on="episode", how="semi").unique(
+            "episode", keep="first", maintain_order=True
+        )
+        staying.append(stays)
+        copies.append(copy)
+        if copy.is_empty():
+            return pl.concat(staying), pl.concat(copies)
+        gone = copy.select("episode")
+        met = met.join(pl.concat([stays, gone]), on="episode", how="anti")
+        edges = edges.join(gone, on="episode", how="anti").join(
+            gone, left_on="stays", right_on="episode", how="anti"
+        )
 
 
 def _bands(of_episodes: Signatures, threshold: float) -> pl.DataFrame:

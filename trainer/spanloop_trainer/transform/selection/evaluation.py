@@ -6,6 +6,7 @@ is looked for as a whole user message, since its words in another's sentence are
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import polars as pl
 from spanloop_trainer.config import Config
 from spanloop_trainer.config.filters import Evaluation
 from spanloop_trainer.errors import ConfigError
-from spanloop_trainer.transform.selection.words import WORD, Grams, Messages, grams
+from spanloop_trainer.transform.selection.words import WORD, Grams, Messages, grams, words_of
 
 # What E needs of a hit: which message of an episode shares which words with which text.
 HIT = {
@@ -91,24 +92,24 @@ def read_texts(config: Config) -> Texts:
     texts = pl.concat(frames).with_row_index("text")
     found = _frame(grams(texts["words"], size), texts["text"], "text")
     known = found.unique(["code", "short"], keep="first", maintain_order=True)
-    words = pl.col("words").str.to_lowercase().str.extract_all(WORD)
-    return Texts(size, texts.with_columns(words), known)
+    return Texts(size, texts.with_columns(words_of(texts["words"]).alias("words")), known)
 
 
 def _read(path: Path, evaluation: Evaluation) -> pl.DataFrame:
-    """`file`, `line`, `words` (the text)."""
-    readers: dict[str, Callable[..., pl.DataFrame]] = {
-        ".jsonl": pl.read_ndjson,
-        ".csv": pl.read_csv,
+    """`file`, `line`, `words` (the text); several rows where a line has several messages."""
+    readers: dict[str, Callable[[bytes], pl.DataFrame]] = {
+        ".jsonl": lambda raw: pl.read_ndjson(raw, infer_schema_length=None),
+        # As text: a number would lose its leading zeros.
+        ".csv": lambda raw: pl.read_csv(raw, infer_schema=False),
         ".parquet": pl.read_parquet,
     }
     where = f"evaluation file {evaluation.file}"
     hint = "correct [[filters.decontaminate]] in spanloop.toml"
-    if path.suffix not in readers:
+    if (kind := path.suffix.lower()) not in readers:
         raise ConfigError(f"{where} is neither .jsonl nor .csv nor .parquet", hint)
     try:
-        options: dict[str, Any] = {} if path.suffix == ".parquet" else {"infer_schema_length": None}
-        frame = readers[path.suffix](path, **options)
+        # Editors of Windows begin a file with a mark of its encoding.
+        frame = readers[kind](path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ConfigError(f"{where} cannot be read: {str(error).splitlines()[0]}", hint) from error
     if evaluation.column not in frame.columns:
@@ -116,13 +117,32 @@ def _read(path: Path, evaluation: Evaluation) -> pl.DataFrame:
             f"{where} has no column {evaluation.column!r}; it has {', '.join(map(repr, frame.columns))}", hint
         )
     try:
-        text = frame[evaluation.column].cast(pl.String)
+        texts = _texts(frame[evaluation.column])
     except pl.exceptions.PolarsError as error:
-        raise ConfigError(f"{where}: column {evaluation.column!r} is no text: {error}", hint) from error
-    return pl.DataFrame(
-        [
-            pl.Series("file", [evaluation.file] * len(text), dtype=pl.String),
-            pl.Series("line", range(1, len(text) + 1), dtype=pl.UInt32),
-            text.fill_null("").alias("words"),
-        ]
+        raise ConfigError(
+            f"{where}: column {evaluation.column!r} is no text: {str(error).splitlines()[0]}", hint
+        ) from error
+    if texts["words"].str.contains(WORD).any():
+        return texts.select(pl.lit(evaluation.file).alias("file"), "line", "words")
+    raise ConfigError(
+        f"{where}: column {evaluation.column!r} has no text, so that nothing would be found", hint
     )
+
+
+def _texts(column: pl.Series) -> pl.DataFrame:
+    """`line` (from 1) and `words`: of chat messages those of the user, since a system prompt may be that of every episode."""
+    frame = column.alias("words").to_frame().with_row_index("line", 1)
+    while (dtype := frame.schema["words"]) != pl.String:
+        if isinstance(dtype, pl.Struct):
+            fields = [field.name for field in dtype.fields]
+            if "role" in fields:
+                frame = frame.filter(pl.col("words").struct.field("role") == "user")
+            inner = next((name for name in ("content", "text") if name in fields), None)
+            if inner is None:
+                raise pl.exceptions.InvalidOperationError(f"it has fields {', '.join(fields)} and no content")
+            frame = frame.with_columns(pl.col("words").struct.field(inner).alias("words"))
+        elif isinstance(dtype, pl.List | pl.Array):
+            frame = frame.explode("words", empty_as_null=True)
+        else:
+            frame = frame.with_columns(pl.col("words").cast(pl.String))
+    return frame.with_columns(pl.col("words").fill_null(""))

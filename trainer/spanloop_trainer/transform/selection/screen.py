@@ -14,6 +14,13 @@ from spanloop_trainer.transform.selection.duplicates import contents, signatures
 from spanloop_trainer.transform.selection.evaluation import HIT, Texts, read_texts
 from spanloop_trainer.transform.selection.words import episode_messages
 
+# Of a row, what an expression may name; the rest of the contract's columns is lists, or text of whole prompts.
+ROW_COLUMNS = (
+    "episode_id", "step", "choice", "task_id", "agent", "service", "trace_id", "span_id", "response_id", "start",
+    "done", "taken", "status", "error_type", "failure", "finish_reason", "parent_episode_id", "messages", "tool_calls", "duration_s", "reward",
+    "return_", "advantage", "policy", "policy_version", "temperature", "weight", "split", "answer",
+)  # fmt: skip
+ANSWER = {"row": pl.UInt32, "place": pl.Int32, "answer": pl.String}
 # Of an episode, known in stage E alone.
 SETTLED = ("start", "reward", "task_episodes", "task_reward_min", "task_reward_max")
 
@@ -25,10 +32,12 @@ class Screened:
     Attributes:
         episodes: `episode_id`; `content` and `signature` where duplicates are looked for; the columns that filters of episodes name.
         hits: columns `evaluation.HIT`.
+        answers: columns `ANSWER`, the texts of all answers; empty unless a filter of rows names them.
     """
 
     episodes: pl.DataFrame
     hits: pl.DataFrame
+    answers: pl.DataFrame
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,20 @@ class Screen:
             )
             if self.texts is not None:
                 hits = self.texts.hits(messages)
-        return Screened(episodes, hits)
+        return Screened(episodes, hits, self._answers(bucket))
+
+    def _answers(self, bucket: pl.DataFrame) -> pl.DataFrame:
+        named = {
+            name for keep in self.filters.rows for name in named_columns(keep, "rows", list(ROW_COLUMNS))
+        }
+        if "answer" not in named:
+            return pl.DataFrame(schema=ANSWER)
+        return (
+            bucket.filter((pl.col("status") == "ok") & (pl.col("texts").list.len() > 0))
+            .select("row", pl.int_ranges(0, pl.col("texts").list.len()).alias("place"), pl.col("texts").alias("answer"))
+            .explode("place", "answer")
+            .cast(ANSWER)  # type: ignore[arg-type]  # a dict of types
+        )  # fmt: skip
 
     def _named(self, facts: pl.DataFrame) -> list[str]:
         valid = [*facts.columns, *SETTLED]
@@ -110,4 +132,5 @@ def together(screened: list[Screened]) -> Screened:
     return Screened(
         pl.concat([one.episodes for one in screened], how="diagonal_relaxed"),
         pl.concat([one.hits for one in screened]),
+        pl.concat([one.answers for one in screened]),
     )

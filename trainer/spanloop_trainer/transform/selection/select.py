@@ -13,14 +13,8 @@ from spanloop_trainer.config.filters import Keep
 from spanloop_trainer.errors import TransformError
 from spanloop_trainer.transform.funnel import Funnel
 from spanloop_trainer.transform.selection.duplicates import near_copies
-from spanloop_trainer.transform.selection.screen import Screen, Screened, named_columns
+from spanloop_trainer.transform.selection.screen import ROW_COLUMNS, Screen, Screened, named_columns
 
-# Of a row, what an expression may name; the rest of the contract's columns is text or lists.
-ROW_COLUMNS = (
-    "episode_id", "step", "choice", "task_id", "agent", "service", "trace_id", "span_id", "response_id", "start",
-    "done", "taken", "status", "error_type", "failure", "finish_reason", "parent_episode_id", "messages", "tool_calls", "duration_s", "reward",
-    "return_", "advantage", "policy", "policy_version", "temperature", "weight", "split",
-)  # fmt: skip
 # Shown in the manifest, for each file.
 _EXAMPLES = 5
 
@@ -52,7 +46,7 @@ def select_rows(
         left = drop.left(episodes)
         drop.episodes(f"filter {keep.name}", left.filter(~_holds(left, keep, "episodes")))
     for keep in filters.rows:
-        drop.rows(f"filter {keep.name}", keep)
+        drop.rows(f"filter {keep.name}", keep, screened.answers)
     if screen.texts is not None:
         _decontaminate(drop, screened, screen, funnel)
     if filters.exact_duplicates:
@@ -94,8 +88,8 @@ class _Drop:
         self._lose(reason, lost)
         self.kept = self.kept.join(dropped, on="episode_id", how="anti", maintain_order="left")
 
-    def rows(self, reason: str, keep: Keep) -> None:
-        visible = _visible(self.kept, self._calls)
+    def rows(self, reason: str, keep: Keep, answers: pl.DataFrame) -> None:
+        visible = _visible(self.kept, self._calls, answers)
         holds = visible.select(_holds(visible, keep, "rows").alias("holds"))["holds"]
         self._lose(reason, self.kept.filter(~holds))
         self.kept = self.kept.filter(holds)
@@ -109,22 +103,32 @@ def _settled(rows: pl.DataFrame) -> pl.DataFrame:
     """What stage E knows of an episode: `screen.SETTLED`, `task_id`, `split`, `start`."""
     of_episodes = rows.group_by("episode_id").agg(
         pl.col("task_id").first(), pl.col("split").first(), pl.col("start").min(),
+        pl.col("reward_episode").drop_nulls().first(),
         # Sorted, so that a sum of floats does not depend on the order of rows.
-        pl.col("reward").sort().mean(),
+        pl.col("reward_call").drop_nulls().sort().sum(),
+        pl.any_horizontal(pl.col("reward_episode", "reward_call").is_not_null()).any().alias("scored"),
     )  # fmt: skip
-    return of_episodes.with_columns(
-        pl.len().over("task_id").cast(pl.Int64).alias("task_episodes"),
-        pl.col("reward").min().over("task_id").alias("task_reward_min"),
-        pl.col("reward").max().over("task_id").alias("task_reward_max"),
+    # What credit takes for the episode's return, whatever its method discounts.
+    earned = pl.col("reward_episode").fill_null(0.0) + pl.col("reward_call")
+    return (
+        of_episodes.with_columns(
+            pl.when("scored").then(earned).alias("reward"),
+        )
+        .drop("reward_episode", "reward_call", "scored")
+        .with_columns(
+            pl.len().over("task_id").cast(pl.Int64).alias("task_episodes"),
+            pl.col("reward").min().over("task_id").alias("task_reward_min"),
+            pl.col("reward").max().over("task_id").alias("task_reward_max"),
+        )
     )
 
 
-def _visible(rows: pl.DataFrame, calls: pl.DataFrame) -> pl.DataFrame:
+def _visible(rows: pl.DataFrame, calls: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
     answer = pl.col("answers").list.get(pl.col("place"), null_on_oob=True).struct
     joined = rows.join(
         calls.drop([name for name in calls.columns if name in rows.columns and name != "row"]),
         on="row", how="left", maintain_order="left",
-    )  # fmt: skip
+    ).join(answers, on=["row", "place"], how="left", maintain_order="left")  # fmt: skip
     return joined.with_columns(
         pl.coalesce(
             answer.field("finish"), pl.col("finish_reasons").list.get(pl.col("choice"), null_on_oob=True)

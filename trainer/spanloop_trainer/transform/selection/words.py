@@ -17,7 +17,7 @@ import polars as pl
 _SIGNS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORD = rf"[{_SIGNS}]|[\w--[{_SIGNS}]]+"
 # What differs between two runs that say the same, and JSON around texts.
-_IDS = r'"(?:id|tool_call_id)": ?"[^"]*",?'
+IDS = r'"(?:id|tool_call_id)": ?"[^"]*",?'
 _FRAME = r'"(?:type|text|function|name|arguments)": ?(?:"(?:text|function)"(?:,|\}))?'
 _DATA = r"data:[\w/.+-]+;base64,[\w+/=]*"
 # An odd factor, so that multiplying loses nothing: 2^64 divided by the golden ratio.
@@ -31,7 +31,7 @@ Codes = npt.NDArray[np.uint64]
 class Messages(NamedTuple):
     """The messages of some episodes, each distinct one once."""
 
-    distinct: pl.DataFrame  # `message` (u32), `role`, `text`
+    distinct: pl.DataFrame  # `message` (u32), `role`, `text` (the words that were said), `raw` (JSON)
     uses: pl.DataFrame  # `episode_id`, `step`, `place` (answers behind the prompt), `message`
 
 
@@ -52,15 +52,22 @@ def episode_messages(bucket: pl.DataFrame) -> Messages:
     raw = pl.col("raw")
     content = raw.str.json_path_match("$.content").fill_null("")
     calls = raw.str.json_path_match("$.tool_calls").fill_null("")
-    bare = pl.when(content.str.starts_with("[{")).then(_bare(content)).otherwise(content) + " " + _bare(calls)
-    distinct = first.select("message", raw.str.json_path_match("$.role").alias("role"), bare.alias("text"))
+    # A tool's result may be a text that is JSON: its words count, ids and all.
+    parts = content.str.starts_with("[{") & raw.str.contains(r'"content": ?\[')
+    bare = pl.when(parts).then(_bare(content)).otherwise(content) + " " + _bare(calls)
+    distinct = first.select(
+        "message",
+        raw.str.json_path_match("$.role").alias("role"),
+        bare.alias("text"),
+        "raw",
+    )
     uses = uses.join(first.select("code", "message"), on="code", how="left", maintain_order="left")
     return Messages(distinct, uses.select("episode_id", "step", "place", "message"))
 
 
 def _bare(json: pl.Expr) -> pl.Expr:
     """The texts in a JSON array of parts or of tool calls."""
-    cleared = json.str.replace_all(_DATA, "").str.replace_all(_IDS, "").str.replace_all(_FRAME, " ")
+    cleared = json.str.replace_all(_DATA, "").str.replace_all(IDS, "").str.replace_all(_FRAME, " ")
     return cleared.str.replace_all(r'\\(?:[nrtbf]|u00[0-9a-f]{2}|["\\/])', " ")
 
 
@@ -87,8 +94,17 @@ def grams(texts: pl.Series, size: int) -> Grams:
     return Grams(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
 
+def words_of(texts: pl.Series) -> pl.Series:
+    """The words of texts, so that one word written in two ways is one: case, width, ligatures and accents of their own (NFKC)."""
+    known = texts.alias("text").to_frame()
+    # ASCII is normal already, and most texts are no more than that.
+    plain = pl.col("text").str.len_bytes() == pl.col("text").str.len_chars()
+    normal = pl.when(plain).then("text").otherwise(pl.col("text").str.normalize("NFKC"))
+    return known.select(normal.str.to_lowercase().str.extract_all(WORD).alias("words"))["words"]
+
+
 def _grams(texts: pl.Series, size: int) -> Grams:
-    words = texts.str.to_lowercase().str.extract_all(WORD)
+    words = words_of(texts)
     count = words.list.len().fill_null(0).to_numpy().astype(np.int64)
     words = words.filter(words.list.len() > 0)
     codes = _word_codes(words.explode(empty_as_null=True) if len(words) else pl.Series([], dtype=pl.String))

@@ -1,6 +1,6 @@
 -- Every judgement, also those that `build` computed: one row an id, the newest.
 SELECT
-    id, toTimeZone(time, 'UTC') AS time, trace_id, span_id, response_id, session_id,
+    id, toTimeZone(time, 'UTC') AS time, received, trace_id, span_id, response_id, session_id,
     toString(name) AS name, value, toString(source) AS source,
     toString(evaluator) AS evaluator, toString(evaluator_version) AS version,
     source = 'rule' OR startsWith(id, 'spanloop.build:') AS computed

@@ -6,7 +6,12 @@ SELECT
     toTimeZone(Timestamp, 'UTC') AS start,
     (SpanAttributes['gen_ai.operation.name'] IN ('invoke_agent', 'create_agent')
         OR SpanAttributes['traceloop.span.kind'] IN ('workflow', 'agent')
-        OR SpanAttributes['openinference.span.kind'] = 'AGENT') AS is_agent,
+        OR SpanAttributes['openinference.span.kind'] = 'AGENT'
+        -- LangChain's agents are graphs: to OpenInference a CHAIN, to Traceloop a task beside an empty `invoke_agent`.
+        OR SpanName != '' AND SpanName = JSONExtractString(SpanAttributes['metadata'], 'lc_agent_name')
+            AND SpanAttributes['openinference.span.kind'] = 'CHAIN'
+        OR SpanAttributes['traceloop.span.kind'] = 'task' AND SpanAttributes['traceloop.entity.name'] != ''
+            AND SpanAttributes['traceloop.entity.name'] = SpanAttributes['traceloop.association.properties.lc_agent_name']) AS is_agent,
     (SpanAttributes['gen_ai.operation.name'] = 'execute_tool'
         OR SpanAttributes['traceloop.span.kind'] = 'tool'
         OR SpanAttributes['openinference.span.kind'] = 'TOOL'
@@ -16,7 +21,8 @@ SELECT
         SpanAttributes['gen_ai.agent.name'] != '', SpanAttributes['gen_ai.agent.name'],
         SpanAttributes['agent.name'] != '', SpanAttributes['agent.name'],
         SpanAttributes['traceloop.span.kind'] = 'agent', SpanAttributes['traceloop.entity.name'],
-        SpanAttributes['openinference.span.kind'] != 'AGENT', '',
+        is_agent AND SpanAttributes['traceloop.span.kind'] = 'task', SpanAttributes['traceloop.entity.name'],
+        NOT is_agent OR SpanAttributes['openinference.span.kind'] = '', '',
         SpanAttributes['graph.node.id'] != '', SpanAttributes['graph.node.id'],
         JSONExtractString(SpanAttributes['metadata'], 'lc_agent_name')) AS agent_name,
     multiIf(

@@ -15,6 +15,7 @@ SELECT
         SpanAttributes['gen_ai.conversation.id'] != '', SpanAttributes['gen_ai.conversation.id'],
         SpanAttributes['traceloop.association.properties.session_id'] != '', SpanAttributes['traceloop.association.properties.session_id'],
         SpanAttributes['traceloop.association.properties.thread_id'] != '', SpanAttributes['traceloop.association.properties.thread_id'],
+        SpanAttributes['ai.telemetry.metadata.sessionId'] != '', SpanAttributes['ai.telemetry.metadata.sessionId'],
         ResourceAttributes['session.id']) AS session,
     multiIf(
         SpanAttributes['spanloop.rollout.id'] != '', SpanAttributes['spanloop.rollout.id'],
@@ -23,7 +24,22 @@ SELECT
         SpanAttributes['spanloop.task.id'] != '', SpanAttributes['spanloop.task.id'],
         ResourceAttributes['spanloop.task.id']) AS explicit_task,
     toString(StatusCode) = 'Error' AS failed,
-    if(SpanAttributes['error.type'] != '', SpanAttributes['error.type'], if(failed, StatusMessage, '')) AS error_type,
+    -- The class of the error, and not its message, in which every request has another number.
+    multiIf(
+        SpanAttributes['error.type'] != '', SpanAttributes['error.type'],
+        NOT failed, '',
+        arrayExists(name -> name = 'exception', Events.Name),
+        arrayLast((attributes, name) -> name = 'exception', Events.Attributes, Events.Name)['exception.type'],
+        '') AS _raised,
+    multiIf(
+        _raised != '' OR NOT failed, _raised,
+        match(StatusMessage, '^[A-Za-z_][A-Za-z0-9_.]*[:(]'), extract(StatusMessage, '^([A-Za-z0-9_.]+)'),
+        -- No class: what stands before the message's particulars.
+        extract(StatusMessage, '^(?:[^:({\\n]*[^:({\\n ])|^.*')) AS _error,
+    -- What a class leaves open and its message tells.
+    extract(StatusMessage, '(?i)content[ _-]?(?:filter|policy)|responsible_?ai|timed?[ _-]?out') AS _told,
+    if(_error = '' OR _told = '' OR positionCaseInsensitive(_error, replaceRegexpAll(_told, '[ _-]|d', '')) > 0
+        OR position(_error, _told) > 0, _error, concat(_error, ': ', _told)) AS error_type,
     -- What the exporter recorded inside the agent, where the server named it: the gateway's stamp by the same name.
     SpanAttributes['spanloop.model.version'] AS own_served_version,
     /* columns */

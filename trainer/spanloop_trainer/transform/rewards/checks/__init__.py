@@ -1,7 +1,8 @@
 """The verifiers that ship with Spanloop; docs/rewards.md has their options.
 
 Each takes an `Episode` and keyword options, and gives a number, or None where it has nothing to say. An answer that
-cannot be read is wrong (0); an episode whose last call failed has no answer (None); a task that says too little raises.
+cannot be read is wrong (0); an episode whose last call failed has no answer, and one that another called answers that one and not
+the task (None); a task that says too little raises.
 """
 
 from __future__ import annotations

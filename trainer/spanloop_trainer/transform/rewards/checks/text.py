@@ -11,6 +11,8 @@ from spanloop_trainer.transform.rewards.episode import Episode
 _NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:(?<=\d)\.?|\.(?=\d))\d*(?:[eE][-+]?\d{1,3}(?!\w))?(?:/[1-9]\d*)?(?![\d])"
 )
+_BOX = "\\boxed{"
+_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 # A longer run of digits is no number that anybody meant.
 _MAX_DIGITS = 400
 
@@ -29,7 +31,7 @@ def exact_match(episode: Episode, *, ignore_case: bool = False) -> float | None:
 
 
 def numeric_match(episode: Episode, *, tolerance: float = 1e-6) -> float | None:
-    """1 where the last number of the answer is that of `expected`; else 0, an answer without a number too.
+    """1 where the last number of the answer, or of its last `\\boxed{…}`, is that of `expected`; else 0, an answer without one too.
 
     Args:
         tolerance: relative to `expected`; 0: equal.
@@ -48,9 +50,20 @@ def numeric_match(episode: Episode, *, tolerance: float = 1e-6) -> float | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in a text, exactly; None: there is none."""
+    """The last number in a text, exactly, of its last `\\boxed{…}` if it has one; None: there is none."""
+    text = _FRACTION.sub(r"\1/\2", _boxed(text))
     found = [match for match in _NUMBER.findall(text) if any(digit.isdigit() for digit in match)]
     if not found or len(found[-1]) > _MAX_DIGITS:
         return None
     number, _, divisor = found[-1].replace(",", "").replace("\u2212", "-").rstrip(".").partition("/")
     return Fraction(number.rstrip(".")) / (int(divisor) if divisor else 1)
+
+
+def _boxed(text: str) -> str:
+    _, box, inside = text.rpartition(_BOX)
+    depth = 1
+    for place, mark in enumerate(inside if box else ""):
+        depth += {"{": 1, "}": -1}.get(mark, 0)
+        if not depth:
+            return inside[:place]
+    return inside

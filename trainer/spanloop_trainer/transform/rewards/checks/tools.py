@@ -9,7 +9,9 @@ from spanloop_trainer.transform.rewards.episode import Episode, Message, text_of
 
 # How results that are plain text begin where a tool failed: Python, LangChain, the OpenAI Agents SDK, shells.
 _FAILED = re.compile(
-    r"\s*(?:\w*(?:error|exception)\b|an error occurred|traceback \(most recent call last\))", re.IGNORECASE
+    r"\s*(?:\w*(?:error|exception)(?:\s*(?:[:(!.]|\Z)|\s+(?:calling|during|executing|in|invoking|occurred|running|when|while)\b)"
+    r"|an error occurred|traceback \(most recent call last\))",
+    re.IGNORECASE,
 )
 
 
@@ -17,7 +19,7 @@ def tool_errors(episode: Episode) -> float:
     """How many tool results say that the tool failed: give it a negative weight.
 
     A result says so by `"status": "error"` or `"is_error": true` on its message or in its JSON, by a JSON field `error` that is
-    not empty, or by a text that begins with an error's name, `An error occurred` or a traceback. A repeated result in a later prompt is the same one.
+    not empty, or by a text that begins with an error's name and what was wrong, `An error occurred` or a traceback. A repeated result in a later prompt is the same one.
     """
     results: dict[tuple[str, str], Message] = {}
     for call in episode.calls:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import openai
 
@@ -16,11 +17,12 @@ from spanloop_trainer.transform.rewards.judge.prompts import Question
 
 # The client's own retries, with growing pauses: connection, 408, 409, 429 and 5xx.
 _RETRIES = 4
-# To guess the cost before it is known: characters a token at least, and tokens of an answer at most, usually.
-_CHARS_A_TOKEN = 3
+# To guess the cost before it is known: bytes a token at least, in any language; and tokens of an answer, until longer ones are seen.
+_BYTES_A_TOKEN = 3
 _ANSWER_TOKENS = 400
 # Failed answers in a row: a server that is down for good would take hours to fail all.
 _GIVE_UP = 20
+_NO_COMPLETION = "the judge's server answered with something else than a chat completion"
 
 
 class Answer(NamedTuple):
@@ -28,7 +30,8 @@ class Answer(NamedTuple):
 
     Attributes:
         text: None: it gave none.
-        why: why not.
+        why: why not, in words that do not differ from request to request.
+        detail: the rest of why.
         prompt_tokens, completion_tokens: as the server counted.
     """
 
@@ -36,6 +39,7 @@ class Answer(NamedTuple):
     why: str
     prompt_tokens: int
     completion_tokens: int
+    detail: str = ""
 
 
 class Asker:
@@ -47,16 +51,27 @@ class Asker:
     """
 
     def __init__(self, settings: Judge) -> None:
+        """
+        Raises:
+            JudgeError: the key is none that can be sent.
+        """
         self._settings = settings
+        # Servers of one's own ask for none. A line break, as of a file, is no part of a key.
+        self._key = os.environ.get(settings.api_key_env, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise JudgeError(
+                f"{settings.api_key_env} holds no key: there are characters in it that no key has",
+                "set that variable anew; nothing was asked",
+            )
         self._client = openai.OpenAI(
             base_url=settings.base_url,
-            # Servers of one's own ask for none.
-            api_key=os.environ.get(settings.api_key_env) or "none",
+            api_key=self._key or "none",
             timeout=settings.timeout_s,
             max_retries=_RETRIES,
         )
         self._structured = True
         self._failures = 0  # in a row
+        self._longest = _ANSWER_TOKENS
         self.spent = 0.0
         self.asked = 0
 
@@ -83,21 +98,49 @@ class Asker:
                     if not waiting:
                         return place
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        number, _ = waiting.pop(future)
-                        answer = future.result()
-                        self.asked += 1
-                        self.spent += self.cost(answer.prompt_tokens, answer.completion_tokens)
-                        answered(number, answer)
+                        answer = self._taken(future, waiting.pop(future), answered)
                         self._failures = 0 if answer.text else self._failures + 1
                         if self._failures >= _GIVE_UP:
                             raise JudgeError(
-                                f"{_GIVE_UP} requests in a row failed at {self._settings.base_url}: {answer.why}",
+                                f"{_GIVE_UP} requests in a row failed at {self._server}: {answer.why}: {answer.detail}",
                                 "build again when it is well; what it judged so far is kept",
                             )
+            except (JudgeError, KeyboardInterrupt):
+                pool.shutdown(wait=False, cancel_futures=True)
+                # What is on its way is paid for.
+                for future in wait(waiting).done:
+                    if not future.cancelled() and future.exception() is None:
+                        self._taken(future, waiting[future], answered)
+                raise
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return place
+
+    def _taken(
+        self, future: Future[Answer], asked: tuple[int, float], answered: Callable[[int, Answer], None]
+    ) -> Answer:
+        answer = future.result()
+        answer = answer._replace(detail=self._said(answer.detail))
+        place, guess = asked
+        self.asked += 1
+        # A server that does not count is not free.
+        counted = answer.prompt_tokens + answer.completion_tokens or answer.text is None
+        self.spent += self.cost(answer.prompt_tokens, answer.completion_tokens) if counted else guess
+        self._longest = max(self._longest, answer.completion_tokens)
+        answered(place, answer)
+        return answer
+
+    @property
+    def _server(self) -> str:
+        """Where it is, without a password that the address may hold."""
+        parts = urlsplit(self._settings.base_url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+    def _said(self, text: object) -> str:
+        """What the server said, for people; one that repeats the key shows it to nobody."""
+        said = str(text)
+        return (said.replace(self._key, "***") if len(self._key) > 7 else said)[:300]
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """In the currency of the prices."""
@@ -105,8 +148,10 @@ class Asker:
         return (prompt_tokens * settings.price_input + completion_tokens * settings.price_output) / 1e6
 
     def _guess(self, question: Question) -> float:
-        chars = sum(len(message["content"]) for message in question.messages)
-        return self.cost(math.ceil(chars / _CHARS_A_TOKEN), _ANSWER_TOKENS)
+        size = sum(len(message["content"].encode()) for message in question.messages)
+        request = self._settings.request
+        most = request.get("max_completion_tokens") or request.get("max_tokens") or self._longest
+        return self.cost(math.ceil(size / _BYTES_A_TOKEN), most)
 
     def _affordable(self, more: float) -> bool:
         return self._settings.max_cost is None or self.spent + more <= self._settings.max_cost
@@ -119,17 +164,20 @@ class Asker:
             return Answer(None, "the judge did not answer in time", 0, 0)
         except openai.APIConnectionError as error:
             raise JudgeError(
-                f"the judge at {settings.base_url} cannot be reached: {error.__cause__ or error}",
+                f"the judge at {self._server} cannot be reached: {self._said(error.__cause__ or error)}",
                 "check `base_url` of [judge]; what it judged so far is kept, and building again goes on from there",
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            unset = "" if os.environ.get(settings.api_key_env) else f" ({settings.api_key_env} is not set)"
+            unset = "" if self._key else f" ({settings.api_key_env} is not set)"
             raise JudgeError(
-                f"the judge at {settings.base_url} refused {settings.model!r}: {error.message}{unset}",
+                f"the judge at {self._server} refused {settings.model!r}: {self._said(error.message)}{unset}",
                 "check `model`, `api_key_env` and `base_url` of [judge]; what it judged so far is kept",
             ) from error
         except openai.APIStatusError as error:
-            return Answer(None, f"the judge's server answered {error.status_code}", 0, 0)
+            why = f"the judge's server answered {error.status_code}"
+            return Answer(None, why, 0, 0, error.message)
+        except (openai.APIError, ValueError) as error:  # no JSON
+            return Answer(None, _NO_COMPLETION, 0, 0, str(error))
 
     def _request(self, question: Question) -> Answer:
         body: dict[str, Any] = {
@@ -151,11 +199,17 @@ class Asker:
 
 
 def _read(response: Any) -> Answer:
-    usage = response.usage
-    text = response.choices[0].message.content if response.choices else None
-    return Answer(
-        text,
-        "" if text else "the judge gave no text",
-        usage.prompt_tokens if usage else 0,
-        usage.completion_tokens if usage else 0,
-    )
+    try:
+        text = response.choices[0].message.content if response.choices else None
+        used = response.usage
+        tokens = (_number(used.prompt_tokens), _number(used.completion_tokens)) if used else (0, 0)
+    except (AttributeError, TypeError, LookupError):
+        # The client checks no answer: a page in HTML is a text to it.
+        return Answer(None, _NO_COMPLETION, 0, 0, str(response))
+    if isinstance(text, str) and text:
+        return Answer(text, "", *tokens)
+    return Answer(None, "the judge gave no text", *tokens)
+
+
+def _number(tokens: Any) -> int:
+    return tokens if isinstance(tokens, int) and tokens > 0 else 0

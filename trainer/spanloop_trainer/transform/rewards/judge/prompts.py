@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 # Part of every key of a verdict: raise it when the questions below change their meaning.
 PROMPTS = 1
 LETTERS = "ABCDEFGH"
-_OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 _SCORE = re.compile(r"\bscore\b[\"'*\s:=]*(?:is|of)?\s*(\d+(?:\.\d+)?)(?![\d.]*\d)", re.IGNORECASE)
 _ORDER = re.compile(r"\b[A-H]\b(?:\s*[>,]\s*\b[A-H]\b)+")
 
@@ -92,7 +91,7 @@ def read_score(answer: str, scale: int) -> Reading:
         found = matches[-1]
     try:
         score = float(found)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return Reading(None, "the judge gave no score")
     if isinstance(found, bool) or not 0 <= score <= scale:
         return Reading(None, "the judge gave a score outside the scale")
@@ -112,11 +111,10 @@ def read_order(answer: str, count: int) -> Reading:
 
 def _field(answer: str, name: str) -> Any:
     """A field of the answer's JSON: of all of it, or of the object inside it; None: there is none."""
-    inner = _OBJECT.search(answer)
-    for text in (answer, inner.group() if inner else ""):
+    for text in (answer, answer[answer.find("{") : answer.rfind("}") + 1]):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict) and name in value:
             return value[name]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from spanloop_trainer.transform.rewards.episode import Episode, Message, text_of
+
+_HEADING = re.compile(r"^###", re.MULTILINE)
 
 
 def transcript(episode: Episode, max_chars: int) -> str:
@@ -31,7 +35,8 @@ def shortened(text: str, max_chars: int) -> str:
 def _block(message: Message) -> str:
     lines = [f"### {message.get('role', 'unknown')}"]
     if text := text_of(message):
-        lines.append(text)
+        # A text that looks like another turn, as of a user who is grateful, is still this one's; Markdown reads it as before.
+        lines.append(_HEADING.sub(r"\\###", text))
     for call in message.get("tool_calls") or ():
         function = call.get("function") or {}
         lines.append(f"calls {function.get('name')}({function.get('arguments', '')})")

@@ -41,6 +41,7 @@ class Wanted(NamedTuple):
     rule: RewardRule
     episode_id: str
     task_id: str
+    agent: str
     expected: str | None
     text: str
     last: LastCall
@@ -91,20 +92,26 @@ class Judging:
                     yield Unscored(rule.name, episode.id, _NOTHING, "")
                     continue
                 wanted = Wanted(
-                    rule, episode.id, episode.task_id, episode.expected, text, last_calls[episode.id]
+                    rule,
+                    episode.id,
+                    episode.task_id,
+                    episode.agent,
+                    episode.expected,
+                    text,
+                    last_calls[episode.id],
                 )
                 (self._ranked if rule.rank else scored).append(wanted)
         yield from self._score(scored)
 
     def finish(self) -> Iterator[Scored | Unscored]:
-        """Rank the episodes of every task, once all are known.
+        """Rank the episodes of every task and agent, as credit compares them, once all are known.
 
         Raises:
             JudgeError: the judge cannot be asked.
         """
-        groups: dict[tuple[str, str], list[Wanted]] = defaultdict(list)
+        groups: dict[tuple[str, str, str], list[Wanted]] = defaultdict(list)
         for wanted in self._ranked:
-            groups[wanted.rule.name, wanted.task_id].append(wanted)
+            groups[wanted.rule.name, wanted.task_id, wanted.agent].append(wanted)
         rankings: list[_Ranking] = []
         for _, group in sorted(groups.items()):
             by_text: dict[str, list[Wanted]] = defaultdict(list)
@@ -131,13 +138,13 @@ class Judging:
             prompts.score_question(one.rule.rubric, self._settings.scale, one.text, one.expected)
             for one in (by_key[key][0] for key in open_)
         ]
-        failed: dict[str, str] = {}
+        failed: dict[str, Answer] = {}
         kept = _Batch(self._memory)
 
         def answered(number: int, answer: Answer) -> None:
             key = open_[number]
             if answer.text is None:
-                failed[key] = answer.why
+                failed[key] = answer
                 return
             reading = prompts.read_score(answer.text, self._settings.scale)
             value = None if reading.values is None else reading.values[0]
@@ -153,7 +160,7 @@ class Judging:
         known = self._memory.known(list(by_key))
         open_ = [ranking for ranking in rankings if not all(key in known for key in ranking.members)]
         questions = [question for ranking in open_ for question in self._questions(ranking)]
-        failed: dict[str, str] = {}
+        failed: dict[str, Answer] = {}
         answers: dict[int, Answer] = {}
         kept = _Batch(self._memory)
 
@@ -163,11 +170,12 @@ class Judging:
                 return
             ranking, first = open_[number // 2], number & ~1
             both = (answers[first], answers[first + 1])
-            if why := next((one.why for one in both if one.text is None), ""):
-                failed.update(dict.fromkeys(ranking.members, why))
+            if lacking := next((one for one in both if one.text is None), None):
+                failed.update(dict.fromkeys(ranking.members, lacking))
                 return
             for key, verdict in ranking.verdicts(both).items():
-                known[key] = verdict
+                # What was said before stays, as it will in the next build.
+                known.setdefault(key, verdict)
                 kept.add(self._judgements(key, verdict, by_key[key]))
 
         self._ask(questions, answered, kept)
@@ -184,7 +192,7 @@ class Judging:
             kept.write()
 
     def _results(
-        self, by_key: dict[str, list[Wanted]], known: dict[str, Verdict], failed: dict[str, str]
+        self, by_key: dict[str, list[Wanted]], known: dict[str, Verdict], failed: dict[str, Answer]
     ) -> Iterator[Scored | Unscored]:
         # A content that was judged for another episode is written down for this one, too.
         again = (
@@ -198,18 +206,15 @@ class Judging:
             ]
         )
         self._memory.keep(again)
+        unasked = Answer(None, _BUDGET if self._may_ask else _UNASKED, 0, 0)
         for key, members in by_key.items():
             verdict = known.get(key)
             if verdict is not None:
                 self.verdicts[key] = verdict
             for one in members:
                 if verdict is None:
-                    yield Unscored(
-                        one.rule.name,
-                        one.episode_id,
-                        failed.get(key, _BUDGET if self._may_ask else _UNASKED),
-                        "",
-                    )
+                    why = failed.get(key, unasked)
+                    yield Unscored(one.rule.name, one.episode_id, why.why, why.detail)
                 elif verdict.value is None:
                     yield Unscored(one.rule.name, one.episode_id, verdict.why, "")
                 else:
@@ -234,22 +239,28 @@ class Judging:
 
     def _ranking(self, by_text: dict[str, list[Wanted]]) -> _Ranking:
         one = next(iter(by_text.values()))[0]
-        group = self._key(one.rule, one.expected, *sorted(by_text))
+        room = self._settings.max_chars // len(by_text)
+        shown = {text: shortened(text, room) for text in by_text}
+        # In an order that nothing but the contents decides.
+        group = self._key(one.rule, one.expected, *sorted(shown.values()))
         shuffled = sorted(by_text, key=lambda text: _hash(group + text))
-        return _Ranking({_hash(f"{group}:{text}"): by_text[text] for text in shuffled})
+        keys = {text: _hash(f"{group}:{text}") for text in shuffled}
+        return _Ranking({keys[text]: by_text[text] for text in shuffled}, [shown[text] for text in shuffled])
 
     def _questions(self, ranking: _Ranking) -> list[prompts.Question]:
-        """The same, in an order that nothing but the contents decides, and in the reverse of it."""
+        """The same in its order and in the reverse of it."""
         one = ranking.one
-        room = self._settings.max_chars // len(ranking.members)
-        texts = [shortened(members[0].text, room) for members in ranking.members.values()]
-        return [prompts.rank_question(one.rule.rubric, order, one.expected) for order in (texts, texts[::-1])]
+        return [
+            prompts.rank_question(one.rule.rubric, order, one.expected)
+            for order in (ranking.shown, ranking.shown[::-1])
+        ]
 
 
 class _Ranking(NamedTuple):
     """Episodes that are compared: of equal contents the first is shown; in the order of the first question."""
 
     members: dict[str, list[Wanted]]  # by the key of the verdict
+    shown: list[str]  # their texts
 
     @property
     def one(self) -> Wanted:
