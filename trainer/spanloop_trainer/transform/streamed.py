@@ -36,6 +36,7 @@ from spanloop_trainer.transform.pipeline import (
     Judged,
     count_rows,
     count_spans,
+    count_usable,
     episodes_of_splits,
     finished,
     judge,
@@ -107,7 +108,9 @@ class Streamed:
         self.funnel.count("usable_with_token_ids", 0)
         for bucket in self._buckets():
             rows, *parts = (self._at(name).take(bucket) for name in ("credited", "sums", "sums-calls"))
-            yield finished(rows, self._with_texts(bucket, last=True), parts[0], parts[1], self.funnel)
+            frame = finished(rows, self._with_texts(bucket, last=True), parts[0], parts[1])
+            count_usable(frame, self.funnel)
+            yield frame
 
     def computed(self) -> Iterator[Computed]:
         """What goes to the store, a bucket at a time."""

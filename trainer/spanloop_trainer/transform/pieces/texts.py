@@ -37,7 +37,10 @@ def fetch(calls: pl.DataFrame, texts: pl.DataFrame, tokens: pl.DataFrame) -> pl.
 
 
 class InMemory(NamedTuple):
-    """Those of a window that is one piece; put together a bucket at a time all the same, since that takes a few times as much."""
+    """Those of a window that is one piece; put together a bucket at a time all the same, since that takes a few times as much.
+
+    A key is the place of its row (see `piece.canonical`).
+    """
 
     texts: pl.DataFrame
     tokens: pl.DataFrame
@@ -45,12 +48,16 @@ class InMemory(NamedTuple):
 
     def buckets(self, calls: pl.DataFrame) -> Iterator[pl.DataFrame]:
         if int(calls["bytes"].sum()) <= self.bucket_bytes:
-            yield fetch(calls, self.texts, self.tokens)
+            yield self._fetch(calls)
             return
         firsts = first_of_buckets(calls, self.bucket_bytes)
         of_calls = bucket_of(calls["episode_id"], firsts)
         for bucket in range(firsts.len() + 1):
-            yield fetch(calls.filter(of_calls == bucket), self.texts, self.tokens)
+            yield self._fetch(calls.filter(of_calls == bucket))
+
+    def _fetch(self, calls: pl.DataFrame) -> pl.DataFrame:
+        texts = self.texts.select(pl.exclude("call").gather(calls["call"]))
+        return calls.hstack(texts).hstack(self.tokens.select(pl.exclude("tokens").gather(calls["tokens"])))
 
 
 class OnDisk:

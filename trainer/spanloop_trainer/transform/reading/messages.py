@@ -34,7 +34,7 @@ ANSWER = pl.Struct(
     }
 )  # fmt: skip
 _NOTHING = (None,) * len(_MESSAGE)
-# Messages that are worth a second thread.
+# Calls that are worth a thread.
 _MANY = 5000
 PREFIX = pl.Struct({"length": pl.Int32, "code": pl.UInt64})
 # A part of a message whose type is not `text`.
@@ -63,6 +63,16 @@ def read_messages(calls: pl.DataFrame) -> pl.DataFrame:
         - `flags` (u16): of `Flag`, those of its messages too;
         - `invalid` also where a message, an answer or a tool definition has a shape that is not known.
     """
+    # Polars works through a column's regular expressions on one core, and lets others run meanwhile.
+    parts = min(pl.thread_pool_size(), calls.height // _MANY)
+    if parts < 2:
+        return _read_some(calls)
+    rows = -(-calls.height // parts)
+    with ThreadPoolExecutor(parts) as pool:
+        return pl.concat(pool.map(_read_some, calls.iter_slices(rows)))
+
+
+def _read_some(calls: pl.DataFrame) -> pl.DataFrame:
     calls = _reslice(_reslice(calls, "input"), "output").with_row_index("at")
     known = flavours()
     prompts = _read(calls, "input", {flavour.name: flavour.prompt for flavour in known})
@@ -255,14 +265,7 @@ def _table(
     fast = pl.DataFrame(schema={"number": pl.UInt32, **_MESSAGE})
     slow = pl.int_range(0, distinct.len(), dtype=pl.UInt32, eager=True)
     if quick is not None:
-        # Polars works through a column's regular expressions on one thread, and lets others run meanwhile.
-        half = (distinct.len() + 1) // 2
-        if half > _MANY:
-            with ThreadPoolExecutor() as pool:
-                read = pl.concat(pool.map(quick, (distinct[:half], distinct[half:])))
-        else:
-            read = quick(distinct)
-        read = read.with_row_index("number")
+        read = quick(distinct).with_row_index("number")
         if "flags" not in read.columns:
             read = read.with_columns(pl.lit(0, pl.UInt16).alias("flags"))
         fast, slow = (
