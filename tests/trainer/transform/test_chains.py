@@ -105,7 +105,7 @@ def test_numbers_and_text_survive_as_they_were(build_rows: Build) -> None:
     assert json.loads(json.loads(frame["action"][0])["tool_calls"][0]["function"]["arguments"]) == arguments
 
 
-@settings(max_examples=few(6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=few(3), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     runs=st.lists(
         st.tuples(st.integers(0, 2), st.integers(1, 4), st.integers(0, 30), st.integers(1, 9)),

@@ -336,6 +336,89 @@ def test_tools_may_stand_elsewhere(read: Read, attributes: Json) -> None:
         assert tool["function"]["parameters"] == {"type": "object"}
 
 
+def test_what_openinference_adds_beside_the_messages_is_not_read(read: Read) -> None:
+    """Its processors write their attributes beside Pydantic AI's, without names of tools and with results run together."""
+    beside = {
+        "openinference.span.kind": "LLM",
+        "llm.input_messages.1.message.role": "user",
+        "llm.tools.0.tool.json_schema": '{"type": "object"}',
+    }
+    attributes = chat(gen_ai__input__messages=ASKED, gen_ai__output__messages=ANSWERED)
+    tools = {"gen_ai.tool.definitions": [{"type": "function", "name": "add", "parameters": {}}]}
+    [call] = read([span(1, {**attributes, **beside, **tools})])
+    assert (call["flavour"], call["messages"], call["chats"]) == ("gen_ai", PROMPT, ANSWER)
+    assert json.loads(call["tools_json"])[0]["function"]["name"] == "add"
+
+
+def test_googles_request_and_response_in_one_attribute_each(read: Read) -> None:
+    """Google's ADK; its tools' spans have an empty request."""
+    called = {"function_call": {"id": "c1", "args": {"n": 1}, "name": "add"}}
+    result = {"function_response": {"id": "c1", "name": "add", "response": {"sum": 2}}}
+    tool = {"name": "add", "parameters": {"type": "OBJECT"}}
+    request = {
+        "model": "m-1",
+        "config": {
+            "system_instruction": "Be brief.", "temperature": 0.5, "tools": [{"function_declarations": [tool]}],
+            "labels": {"adk_agent_name": "adder"},
+        },
+        "contents": [
+            {"role": "user", "parts": [{"text": "1 + 1?"}]}, {"role": "model", "parts": [called]},
+            {"role": "user", "parts": [result]},
+        ],
+    }  # fmt: skip
+    response = {"content": {"role": "model", "parts": [{"text": "2"}]}, "partial": False}
+    names = ("llm_request", "llm_response", "session_id")
+    of_call, of_tool = (
+        {f"gcp.vertex.agent.{name}": value for name, value in zip(names, values, strict=True)}
+        for values in ((request, response, "s-1"), ("{}", "{}", "s-1"))
+    )
+    [call] = read([span(1, {**of_call, "gen_ai.usage.output_tokens": "5"}), span(2, of_tool)])
+    assert call["messages"] == [
+        *SYSTEM,
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"n":1}'}},
+        ]},
+        {"role": "tool", "tool_call_id": "c1", "content": '{"sum":2}'},
+    ]  # fmt: skip
+    assert (call["chats"], call["status"]) == ([{"role": "assistant", "content": "2"}], "ok")
+    assert [call[name] for name in ("request_model", "temperature", "session", "span_agent")] == [
+        "m-1",
+        0.5,
+        "s-1",
+        "adder",
+    ]
+    assert json.loads(call["tools_json"]) == [{"type": "function", "function": tool}]
+
+
+def test_what_a_call_of_the_responses_api_goes_on_from_is_no_session(read: Read) -> None:
+    attributes = chat(gen_ai__input__messages=ASKED, gen_ai__output__messages=ANSWERED)
+    ids = ("resp_12", "conv_12")
+    calls = read([span(n, {**attributes, "gen_ai.conversation.id": one}) for n, one in enumerate(ids)])
+    assert [call["session"] for call in calls] == [None, "conv_12"]
+
+
+@pytest.mark.parametrize(
+    ("graph", "name"),
+    [
+        ({"traceloop.span.kind": "task", "traceloop.entity.name": "any",
+          "traceloop.association.properties.lc_agent_name": "any"}, "any"),
+        ({"traceloop.span.kind": "task", "traceloop.entity.name": "LangGraph"}, "LangGraph"),
+        ({"openinference.span.kind": "CHAIN", "metadata": {"lc_agent_name": "any"}}, "any"),
+        ({"openinference.span.kind": "CHAIN", "metadata": {"lc_agent_name": "another"}}, None),
+        ({"traceloop.span.kind": "task", "traceloop.entity.name": "tools",
+          "traceloop.association.properties.lc_agent_name": "any"}, None),
+    ],
+)  # fmt: skip
+def test_agents_of_langchain_are_graphs(client: Client, graph: Json, name: str | None) -> None:
+    """Neither marks them as agents: OpenInference has a CHAIN, Traceloop a task, and an `invoke_agent` without children beside it."""
+    call = span(2, chat(gen_ai__input__messages=ASKED, gen_ai__output__messages=ANSWERED))
+    client.command("TRUNCATE TABLE otel_traces")
+    insert(client, [span(1, graph), {**call, "TraceId": "t1", "ParentSpanId": "s1"}])
+    above = read_spans(client, Window()).ancestors.filter(span_id="s1")
+    assert above.select("is_agent", "agent_name").row(0) == (name is not None, name)
+
+
 def test_details_in_a_log_event(read: Read) -> None:
     details: Json = {
         "gen_ai__input__messages": ASKED,

@@ -56,11 +56,12 @@ GENERATION = {
         }
     },
 }
-CALLED = {
+CALLED: dict[str, Any] = {
     "role": "assistant",
     "content": "look",
     "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}],
 }
+TWICE = [{**CALLED["tool_calls"][0], "id": name} for name in "cd"]
 TOLD = {"role": "assistant", "content": "hello"}
 ASKED = [{"role": "user", "content": "hi"}]
 WHOLE = openinference(CHAT)
@@ -93,6 +94,27 @@ READ: dict[str, tuple[Attributes, list[Any], list[Any]]] = {
         {**PROMPT, **in_and_out({"messages": [[{}]]}, {"generations": [[GENERATION, GENERATION]]})},
         ASKED,
         [CALLED, CALLED],
+    ),
+    "CrewAI's calls": (
+        {
+            **LLM,
+            **PROMPT,
+            "llm.input_messages.1.message.role": "assistant",
+            "llm.input_messages.1.message.content": "look",
+            "llm.input_messages.1.message.tool_calls.0.tool_call.id": "c",
+            "llm.input_messages.1.message.tool_calls.0.tool_call.function.name": "'f'",
+            "llm.input_messages.1.message.tool_calls.0.tool_call.function.arguments": '{"a":1}',
+            "output.value": json.dumps(TWICE),
+            "output.mime_type": JSON,
+            "llm.token_count.completion": "5",
+        },
+        [*ASKED, CALLED],
+        [{**CALLED, "content": None, "tool_calls": TWICE}],
+    ),
+    "DSPy's answer of a function": (
+        {**PROMPT, **in_and_out({"messages": None}, ["a function"])},
+        ASKED,
+        [{"role": "assistant", "content": "a function"}],
     ),
     "DSPy's answers": ({**PROMPT, **in_and_out({"messages": None}, ["hello", "hello"])}, ASKED, [TOLD, TOLD]),
     "Anthropic's answer": (

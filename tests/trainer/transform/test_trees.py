@@ -40,7 +40,7 @@ def world(plans: list[Plan]) -> World:
     return made
 
 
-@settings(max_examples=few(30), deadline=None)
+@settings(max_examples=few(20), deadline=None)
 @given(plans=PLANS)
 def test_transitions_are_the_truth(plans: list[Plan]) -> None:
     known = world(plans)

@@ -203,6 +203,21 @@ def test_spans_that_have_no_duration_are_twins_within_a_second(apart: float, cal
     assert len(kept(spans)[0]) == calls
 
 
+@pytest.mark.parametrize(("parents", "calls"), [(("step", "step"), 1), (("step", "other"), 2), (("", ""), 2)])
+def test_a_stream_without_an_id_beside_the_clients_span_is_one_call(
+    parents: tuple[str, str], calls: int
+) -> None:
+    """LlamaIndex's agents: the span of the stream and the client's stand below one step."""
+    spans = Recorder()
+    for name in ("step", "other"):
+        spans.span("t", name=name)
+    for name, parent, response_id in zip(("stream", "client"), parents, (None, "r"), strict=True):
+        spans.call(
+            "t", [user("p")], said("x"), at=0.1 * (name == "client"), parent=parent, name=name, response_id=response_id
+        )  # fmt: skip
+    assert len(kept(spans)[0]) == calls
+
+
 def test_a_log_of_no_length_tells_the_end_of_a_stream() -> None:
     """Logfire: the stream's span ends when it begins, without an answer; the log has all, for a root in another trace."""
     spans = Recorder()

@@ -202,20 +202,24 @@ def _reported(calls: pl.DataFrame) -> pl.Series:
 def _within(calls: pl.DataFrame) -> pl.Series:
     """`n` of the one call without a response id during which this one, with an id, began: same prompt, same answer; null: none.
 
-    OpenInference for LangChain and LlamaIndex keeps no id of a stream, and the client's span below it begins a trace of its own
-    (LlamaIndex's span may have ended by then). What one instrumentation reports has ids always or never: two calls that only look alike are
-    no such pair.
+    OpenInference for LangChain and LlamaIndex keeps no id of a stream, and the client's span begins a trace of its own or, in LlamaIndex's
+    agents, stands beside it (LlamaIndex's span may have ended by then). What one instrumentation reports has ids always or never: two calls
+    that only look alike are no such pair.
     """
     key = ["service", "instance", "prompt", "act"]
     told = calls.filter(pl.col("prompt").is_not_null() & pl.col("act").is_not_null())
     named = pl.col("response_id").is_not_null()
-    outer = told.filter(~named).select(pl.col("n").alias("over"), *key, "trace_id", "from", "to")
+    outer = told.filter(~named).select(
+        pl.col("n").alias("over"), *key, "trace_id", "parent_span_id", "from", "to"
+    )
+    elsewhere = pl.col("trace_id") != pl.col("trace_id_right")
+    beside = (pl.col("parent_span_id") == pl.col("parent_span_id_right")) & (pl.col("parent_span_id") != "")
     pairs = (
         told.filter(named)
-        .select("n", *key, "trace_id", "from")
+        .select("n", *key, "trace_id", "parent_span_id", "from")
         .sort("from", "n")
         .join_asof(outer.sort("from", "over"), on="from", by=key, strategy="backward", check_sortedness=False)
-        .filter((pl.col("from") <= pl.col("to") + NEAR_NS) & (pl.col("trace_id") != pl.col("trace_id_right")))
+        .filter((pl.col("from") <= pl.col("to") + NEAR_NS) & (elsewhere | beside))
         .filter(pl.len().over("over") == 1)
     )
     return calls.select("n").join(pairs.select("n", "over"), on="n", how="left", maintain_order="left")[

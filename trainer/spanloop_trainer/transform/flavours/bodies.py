@@ -1,7 +1,7 @@
 """Request and response in one attribute each, as the library that was called has them: JSON of OpenAI's APIs, Anthropic's or LangChain's.
 
 Sources: Langfuse SDK from version 3 (`langfuse.observation.input` and `.output` of a `generation`), MLflow (`mlflow.spanInputs` and
-`mlflow.spanOutputs` of a `CHAT_MODEL` or `LLM`), LangSmith's OpenTelemetry export and others (`gen_ai.prompt` and `gen_ai.completion`).
+`mlflow.spanOutputs` of a `CHAT_MODEL` or `LLM`), Google's ADK (`gcp.vertex.agent.llm_request` and `.llm_response`), LangSmith's OpenTelemetry export and others (`gen_ai.prompt` and `gen_ai.completion`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ RECOGNISE = f"""
     SpanAttributes['gen_ai.input.messages'] = '' AND SpanAttributes['openinference.span.kind'] = '' AND (
         SpanAttributes['langfuse.observation.type'] = 'generation'
         OR SpanAttributes['mlflow.spanType'] IN ('"CHAT_MODEL"', '"LLM"', 'CHAT_MODEL', 'LLM')
+        OR SpanAttributes['gcp.vertex.agent.llm_request'] NOT IN ('', '{{}}')
         OR (SpanAttributes['gen_ai.prompt'] != '' AND ({OPERATIONS})))
 """
 
@@ -20,18 +21,24 @@ PREPARED = """
     multiIf(
         SpanAttributes['langfuse.observation.type'] != '', SpanAttributes['langfuse.observation.input'],
         SpanAttributes['mlflow.spanType'] != '', SpanAttributes['mlflow.spanInputs'],
+        SpanAttributes['gcp.vertex.agent.llm_request'] != '', SpanAttributes['gcp.vertex.agent.llm_request'],
         SpanAttributes['gen_ai.prompt']) AS _asked,
     multiIf(
         SpanAttributes['langfuse.observation.type'] != '', SpanAttributes['langfuse.observation.output'],
         SpanAttributes['mlflow.spanType'] != '', SpanAttributes['mlflow.spanOutputs'],
+        SpanAttributes['gcp.vertex.agent.llm_request'] != '', SpanAttributes['gcp.vertex.agent.llm_response'],
         SpanAttributes['gen_ai.completion']) AS _answered,
-    if(SpanAttributes['langfuse.observation.model.parameters'] != '', SpanAttributes['langfuse.observation.model.parameters'], _asked)
-        AS _parameters,
+    -- Of Google's request: settings, instructions and tools.
+    JSONExtractRaw(_asked, 'config') AS _config,
+    multiIf(
+        SpanAttributes['langfuse.observation.model.parameters'] != '', SpanAttributes['langfuse.observation.model.parameters'],
+        _config != '', _config, _asked) AS _parameters,
     -- LangChain lists lists of messages: one a prompt of a batch, whose spans are apart.
     multiIf(
         JSONType(_asked, 'messages', 1) = 'Array', JSONExtractArrayRaw(_asked, 'messages', 1),
         JSONType(_asked, 'messages') = 'Array', JSONExtractArrayRaw(_asked, 'messages'),
         JSONType(_asked, 'input') = 'Array', JSONExtractArrayRaw(_asked, 'input'),
+        JSONType(_asked, 'contents') = 'Array', JSONExtractArrayRaw(_asked, 'contents'),
         startsWith(_asked, '[['), JSONExtractArrayRaw(_asked, 1),
         startsWith(_asked, '['), JSONExtractArrayRaw(_asked),
         []) AS _listed,
@@ -47,6 +54,7 @@ PREPARED = """
         startsWith(_asked, '"'), JSONExtractString(_asked),
         match(_asked, '^[{\\\\[]'), '', _asked) AS _text,
     arrayFirst(name -> JSONType(_asked, name) IN ('String', 'Array'), ['system', 'instructions']) AS _system,
+    if(_system != '', JSONExtractRaw(_asked, _system), JSONExtractRaw(_config, 'system_instruction')) AS _instructions,
     -- Of the Responses API, whose items are a message together: what the assistant thought, said and called in a row.
     arrayMap(item -> JSONExtractString(item, 'role') = 'assistant' OR JSONExtractString(item, 'type') IN ('function_call', 'reasoning'), _sent)
         AS _says
@@ -54,7 +62,7 @@ PREPARED = """
 
 COLUMNS = """
     arrayConcat(
-        if(_system = '', [], [concat('{"role":"system","content":', JSONExtractRaw(_asked, _system), '}')]),
+        if(_instructions IN ('', 'null'), [], [concat('{"role":"system","content":', _instructions, '}')]),
         if(empty(_sent) AND _text != '', [concat('{"role":"user","content":', toJSONString(_text), '}')],
             arrayMap(run -> concat('[', arrayStringConcat(run, ','), ']'), arraySplit(
                 (item, n) -> n = 1 OR NOT (_says[n] AND _says[n - 1]
@@ -128,6 +136,10 @@ BODIES = Flavour(
     answer=answer,
     tools=chat.tools,
     facts={
+        "span_agent": """multiIf(
+            SpanAttributes['gen_ai.agent.name'] != '', SpanAttributes['gen_ai.agent.name'],
+            SpanAttributes['traceloop.association.properties.lc_agent_name'] != '', SpanAttributes['traceloop.association.properties.lc_agent_name'],
+            JSONExtractString(_config, 'labels', 'adk_agent_name'))""",
         "request_model": """multiIf(
             SpanAttributes['gen_ai.request.model'] != '', SpanAttributes['gen_ai.request.model'],
             JSONExtractString(_asked, 'model') != '', JSONExtractString(_asked, 'model'),
@@ -152,6 +164,7 @@ BODIES = Flavour(
         "tools": """multiIf(
             notEmpty(_offered), concat('[', arrayStringConcat(_offered, ','), ']'),
             JSONType(_asked, 'tools') = 'Array', JSONExtractRaw(_asked, 'tools'),
+            JSONType(_config, 'tools') = 'Array', JSONExtractRaw(_config, 'tools'),
             SpanAttributes['mlflow.chat.tools'] != '', SpanAttributes['mlflow.chat.tools'],
             SpanAttributes['gen_ai.tool.definitions'])""",
         "flags": f"if(_text != '' AND startsWith(_asked, '{{') = 0, {int(Flag.ONLY_TEXT)}, 0)",

@@ -65,6 +65,8 @@ def response(value: Any, choice: int) -> Json:
     Raises:
         KeyError, IndexError, TypeError, ValueError, AttributeError: it has another shape.
     """
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "function" in value[0]:  # CrewAI
+        return {"tool_calls": value}
     if isinstance(value, list):
         value = value[choice]
     if isinstance(value, str):
@@ -83,6 +85,8 @@ def response(value: Any, choice: int) -> Json:
         return of_items(value["output"])
     if isinstance(value.get("message"), dict):  # LlamaIndex, Ollama
         return _block_message(value["message"])
+    if isinstance(value.get("content"), dict) and "parts" in value["content"]:  # Google
+        return {**value["content"], "finish_reason": value.get("finish_reason")}
     if "content" in value or value.get("tool_calls"):  # Anthropic, smolagents
         return {**value, "finish_reason": value.get("finish_reason") or value.get("stop_reason")}
     return {"content": value["text"]}

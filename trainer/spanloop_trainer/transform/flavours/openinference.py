@@ -116,7 +116,8 @@ COLUMNS = f"""
     multiIf(
         notEmpty(_choices), length(_choices),
         JSONLength(_answered, 'generations', 1) > 0, JSONLength(_answered, 'generations', 1),
-        startsWith(_answered, '['), JSONLength(_answered),
+        -- CrewAI: the calls of one answer.
+        startsWith(_answered, '[') AND NOT JSONHas(_answered, 1, 'function'), JSONLength(_answered),
         1) AS _answers,
     arrayMap(n -> concat('{{"choice":', toString(n), ',"response":', _answered, '}}'), range(_answers)) AS _responses,
     -- The response of OpenAI and LangChain has refusals and reasoning, which the attributes leave out; openai-agents lists its messages.
@@ -277,8 +278,14 @@ def _message(flat: dict[str, str]) -> Json:
         value["left_out"] = True
     calls = listed(flat, "tool_calls")
     if calls:
+        # CrewAI's listener writes the name as Python prints it, in quotes.
         value["tool_calls"] = [
-            {key.removeprefix("tool_call.").removeprefix("function."): text for key, text in call.items()}
+            {
+                key.removeprefix("tool_call.").removeprefix("function."): text.strip("'")
+                if key.endswith("function.name")
+                else text
+                for key, text in call.items()
+            }
             for call in calls
         ]
         parts = [part for part in parts if part["type"] != "tool_use"]

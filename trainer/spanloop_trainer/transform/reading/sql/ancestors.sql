@@ -8,10 +8,11 @@ SELECT
         OR SpanAttributes['traceloop.span.kind'] IN ('workflow', 'agent')
         OR SpanAttributes['openinference.span.kind'] = 'AGENT'
         -- LangChain's agents are graphs: to OpenInference a CHAIN, to Traceloop a task beside an empty `invoke_agent`.
-        OR SpanName != '' AND SpanName = JSONExtractString(SpanAttributes['metadata'], 'lc_agent_name')
-            AND SpanAttributes['openinference.span.kind'] = 'CHAIN'
+        OR SpanAttributes['openinference.span.kind'] = 'CHAIN' AND SpanName != ''
+            AND SpanName = JSONExtractString(SpanAttributes['metadata'], 'lc_agent_name')
         OR SpanAttributes['traceloop.span.kind'] = 'task' AND SpanAttributes['traceloop.entity.name'] != ''
-            AND SpanAttributes['traceloop.entity.name'] = SpanAttributes['traceloop.association.properties.lc_agent_name']) AS is_agent,
+            AND SpanAttributes['traceloop.entity.name']
+                IN (SpanAttributes['traceloop.association.properties.lc_agent_name'], 'LangGraph')) AS is_agent,
     (SpanAttributes['gen_ai.operation.name'] = 'execute_tool'
         OR SpanAttributes['traceloop.span.kind'] = 'tool'
         OR SpanAttributes['openinference.span.kind'] = 'TOOL'
@@ -27,7 +28,8 @@ SELECT
         JSONExtractString(SpanAttributes['metadata'], 'lc_agent_name')) AS agent_name,
     multiIf(
         SpanAttributes['session.id'] != '', SpanAttributes['session.id'],
-        SpanAttributes['gen_ai.conversation.id'] != '', SpanAttributes['gen_ai.conversation.id'],
+        SpanAttributes['gen_ai.conversation.id'] != '' AND NOT startsWith(SpanAttributes['gen_ai.conversation.id'], 'resp_'),
+        SpanAttributes['gen_ai.conversation.id'],
         -- AutoGen names no session; an agent's id is TYPE/KEY, and agents of one team run have its id in both.
         extract(SpanAttributes['gen_ai.agent.id'], '_[0-9a-f-]{36}/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$')
     ) AS agent_session,
