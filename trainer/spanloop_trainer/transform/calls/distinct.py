@@ -46,6 +46,29 @@ def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) ->
 
     Where the gateway has no tokens, or no version, the exporter's own record of the answer stands in.
     """
+    if gateway.height:
+        merged = _stamped(calls, gateway)
+    else:
+        none = {
+            "gateway_trace": pl.String(),
+            "gateway_span": pl.String(),
+            **{name: gateway.schema[name] for name in _STAMP},
+        }
+        merged = calls.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in none.items())
+    _count_gateway(merged, gateway, funnel)
+    # Ids and log-probabilities of one answer come from one source, since they must align.
+    merged = merged.with_columns(
+        pl.coalesce("served_version", "own_served_version").alias("served_version"),
+        *(
+            pl.when(_has_tokens() | ~_has_tokens("own_")).then(name).otherwise(f"own_{name}").alias(name)
+            for name in _TOKENS
+        ),
+    )
+    drop = [name for name in merged.columns if name.startswith("own_")]
+    return merged.drop(drop, "gateway_trace").sort("row")
+
+
+def _stamped(calls: pl.DataFrame, gateway: pl.DataFrame) -> pl.DataFrame:
     stamps = gateway.sort("start", "trace_id", "span_id")
     by_parent = stamps.unique(["trace_id", "parent_span_id"], keep="last", maintain_order=True)
     merged = calls.join(
@@ -65,8 +88,17 @@ def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) ->
         pl.when(by_child).then(f"{name}_child").otherwise(name).alias(name)
         for name in ("gateway_trace", "gateway_span", *_STAMP)
     )
+    return merged.drop(name for name in merged.columns if name.endswith("_child"))
+
+
+def _count_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) -> None:
+    """What became of the gateway's spans.
+
+    Args:
+        calls: with `gateway_trace` and `gateway_span`.
+    """
     key = ["trace_id", "span_id"]
-    stamped = merged.select(
+    stamped = calls.select(
         trace_id="gateway_trace", span_id="gateway_span"
     )  # a span's id may be in two traces
     used = gateway.join(stamped, on=key, how="semi")
@@ -84,16 +116,6 @@ def merge_gateway(calls: pl.DataFrame, gateway: pl.DataFrame, funnel: Funnel) ->
     funnel.lose("gateway span of an attempt that the client repeated", retries.height, retries)
     alone = unused.join(retries, on=key, how="anti")
     funnel.lose("gateway span without the agent's span (among the services asked for)", alone.height, alone)
-    # Ids and log-probabilities of one answer come from one source, since they must align.
-    merged = merged.with_columns(
-        pl.coalesce("served_version", "own_served_version").alias("served_version"),
-        *(
-            pl.when(_has_tokens() | ~_has_tokens("own_")).then(name).otherwise(f"own_{name}").alias(name)
-            for name in _TOKENS
-        ),
-    )
-    drop = [name for name in merged.columns if name.endswith("_child") or name.startswith("own_")]
-    return merged.drop(drop, "gateway_trace").sort("row")
 
 
 def _by_response_id(calls: pl.DataFrame, stamps: pl.DataFrame) -> pl.DataFrame:

@@ -186,6 +186,8 @@ def _reported(calls: pl.DataFrame) -> pl.Series:
     Logfire's span of a stream ends when the stream begins, and has no answer. A log of zero length beside it, after its end, has both.
     """
     ns = calls.select("n")
+    if not calls.select(((pl.col("duration_ns") == 0) & pl.col("act").is_not_null()).any()).item():
+        return pl.repeat(None, calls.height, dtype=pl.UInt32, eager=True)
     place = pl.when(pl.col("parent_span_id") != "").then("trace_id").otherwise(pl.lit("")).alias("in")
     key = ["service", "in", "parent_span_id", "prompt"]
     calls = calls.filter(pl.col("prompt").is_not_null() & (pl.col("status") != "error")).with_columns(place)
@@ -212,6 +214,8 @@ def _within(calls: pl.DataFrame) -> pl.Series:
     outer = told.filter(~named).select(
         pl.col("n").alias("over"), *key, "trace_id", "parent_span_id", "from", "to"
     )
+    if outer.is_empty() or outer.height == told.height:
+        return pl.repeat(None, calls.height, dtype=pl.UInt32, eager=True)
     elsewhere = pl.col("trace_id") != pl.col("trace_id_right")
     beside = (pl.col("parent_span_id") == pl.col("parent_span_id_right")) & (pl.col("parent_span_id") != "")
     pairs = (
