@@ -33,9 +33,23 @@ def comparable(message: dict[str, Any]) -> dict[str, Any]:
     return {"content": None, **rest, "tool_calls": calls}
 
 
+@pytest.fixture(scope="module")
+def built() -> dict[str, pl.DataFrame]:
+    """Recording → its transitions, once built."""
+    return {}
+
+
+def transitions(build_rows: Build, built: dict[str, pl.DataFrame], name: str) -> pl.DataFrame:
+    if name not in built:
+        _, built[name] = build_rows(recorded(name))
+    return built[name]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_state_and_tools_are_what_the_server_received(build_rows: Build, name: str) -> None:
-    _, frame = build_rows(recorded(name))
+def test_state_and_tools_are_what_the_server_received(
+    build_rows: Build, built: dict[str, pl.DataFrame], name: str
+) -> None:
+    frame = transitions(build_rows, built, name)
     compared = 0
     for row in frame.iter_rows(named=True):
         request = REQUESTS.get(row["span_id"])
@@ -54,9 +68,11 @@ def test_state_and_tools_are_what_the_server_received(build_rows: Build, name: s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_answer_comes_back_as_history(build_rows: Build, name: str) -> None:
+def test_the_answer_comes_back_as_history(
+    build_rows: Build, built: dict[str, pl.DataFrame], name: str
+) -> None:
     """Where one step follows another by messages: state + action + observation is the next state."""
-    _, frame = build_rows(recorded(name))
+    frame = transitions(build_rows, built, name)
     states = dict(frame.select("span_id", "state").iter_rows())
     for row in frame.filter(pl.col("observation").is_not_null()).iter_rows(named=True):
         action = json.loads(row["action"])
@@ -79,8 +95,8 @@ def steps(frame: pl.DataFrame) -> list[int]:
         ("c_langchain_multi_turn", [6]),
     ],
 )
-def test_episodes(build_rows: Build, name: str, expected: list[int]) -> None:
-    _, frame = build_rows(recorded(name))
+def test_episodes(build_rows: Build, built: dict[str, pl.DataFrame], name: str, expected: list[int]) -> None:
+    frame = transitions(build_rows, built, name)
     assert steps(frame) == expected
     assert frame.filter("done").height == len(expected)
 
