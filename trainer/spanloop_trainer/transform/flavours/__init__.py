@@ -15,6 +15,10 @@ from typing import NamedTuple
 
 import polars as pl
 
+# `gen_ai.operation.name` of what asks a model for an answer; embeddings, tools and agents have others (OpenTelemetry semantic
+# conventions, GenAI spans).
+MODEL_OPERATIONS = "('chat', 'text_completion', 'generate_content')"
+
 
 class Flag(IntFlag):
     """What a recording does not say exactly about a call; its name in small letters is what a row carries (docs/flavours.md)."""

@@ -7,11 +7,11 @@ stand there in OpenAI's own form are read as well. Where the messages are log ev
 
 from __future__ import annotations
 
-from spanloop_trainer.transform.flavours import Flag, Flavour, chat, quick
+from spanloop_trainer.transform.flavours import MODEL_OPERATIONS, Flag, Flavour, chat, quick
 
-# What is a call of a model, whoever recorded it; embeddings, tools and agents are none.
-_CALLS = """
-    SpanAttributes['gen_ai.operation.name'] IN ('chat', 'text_completion', 'generate_content')
+# What is a call of a model, whoever recorded it.
+_CALLS = f"""
+    SpanAttributes['gen_ai.operation.name'] IN {MODEL_OPERATIONS}
     AND NOT mapContains(SpanAttributes, 'gen_ai.prompt.0.role')
 """
 OPERATIONS = f"{_CALLS} AND SpanAttributes['openinference.span.kind'] = ''"

@@ -10,15 +10,15 @@ import json
 
 import orjson
 
-from spanloop_trainer.transform.flavours import Flag, Flavour, Message, chat
+from spanloop_trainer.transform.flavours import MODEL_OPERATIONS, Flag, Flavour, Message, chat
 from spanloop_trainer.transform.flavours.chat import Json
 from spanloop_trainer.transform.flavours.numbered import Unreadable, listed, numbered, value_of
 
 # Embeddings and rerankings number their inputs in the same way, and have another type.
-RECOGNISE = """
+RECOGNISE = f"""
     SpanAttributes['llm.request.type'] IN ('chat', 'completion')
     OR (SpanAttributes['llm.request.type'] = ''
-        AND SpanAttributes['gen_ai.operation.name'] IN ('', 'chat', 'text_completion', 'generate_content')
+        AND (SpanAttributes['gen_ai.operation.name'] = '' OR SpanAttributes['gen_ai.operation.name'] IN {MODEL_OPERATIONS})
         AND SpanAttributes['openinference.span.kind'] = ''
         AND (mapContains(SpanAttributes, 'gen_ai.prompt.0.role') OR mapContains(SpanAttributes, 'gen_ai.prompt.0.content')
             OR mapContains(SpanAttributes, 'gen_ai.prompt.0.user') OR mapContains(SpanAttributes, 'gen_ai.completion.0.role')

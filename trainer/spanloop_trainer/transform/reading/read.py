@@ -13,7 +13,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from spanloop_store.erase import erased_traces
 from spanloop_store.errors import StoreUnavailable
-from spanloop_trainer.transform.flavours import Flavour, flavours
+from spanloop_trainer.transform.flavours import MODEL_OPERATIONS, Flavour, flavours
 
 # DateTime64(9) counts nanoseconds in a signed 64-bit integer: the last instant is in April 2262.
 END_OF_TIME_NS = 2**63 - 1 - 60_000_000_000
@@ -150,6 +150,7 @@ def _calls(
 ) -> pl.DataFrame:
     sql = _sql(
         "calls.sql",
+        session=_sql("session.sql"),
         recognise=_recognise(flavour, earlier),
         columns=flavour.select_list(),
         spans=flavour.spans(),
@@ -185,7 +186,12 @@ def read_spans(client: Any, window: Window) -> Spans:
     own = [_recognise(flavour, known[:place]) for place, flavour in enumerate(known)]
     counted = _frame(
         client,
-        _sql("counts.sql", recognise=anyone, flavours=", ".join(f"countIf({sql})" for sql in own)),
+        _sql(
+            "counts.sql",
+            operations=MODEL_OPERATIONS,
+            recognise=anyone,
+            flavours=", ".join(f"countIf({sql})" for sql in own),
+        ),
         {**parameters, "erased": erased},
     ).row(0, named=True)
     # A convention that nobody used costs no query; the first is asked for the columns' sake.
@@ -213,7 +219,9 @@ def read_spans(client: Any, window: Window) -> Spans:
 
 
 def _ancestors(client: Any, traces: str, parameters: dict[str, Any]) -> pl.DataFrame:
-    return _once(_frame(client, _sql("ancestors.sql", traces=traces), parameters)).with_columns(
+    return _once(
+        _frame(client, _sql("ancestors.sql", session=_sql("session.sql"), traces=traces), parameters)
+    ).with_columns(
         pl.col("start").dt.replace_time_zone(None),
         pl.col("is_agent", "is_tool", "is_chain").cast(pl.Boolean),
         pl.col("agent_name", "agent_session", "rollout_above", "task_above").replace("", None),
@@ -240,14 +248,7 @@ def find_span(client: Any, span_id: str, trace_id: str) -> list[dict[str, Any]]:
     Raises:
         StoreUnavailable: the store did not answer.
     """
-    sql = (
-        "SELECT TraceId AS trace_id, SpanId AS span_id, toTimeZone(min(Timestamp), 'UTC') AS start, "
-        "toString(any(ServiceName)) AS service, toString(any(SpanName)) AS name, "
-        "any(SpanAttributes['spanloop.gateway']) = 'true' AND any(SpanAttributes['gen_ai.operation.name'] AS operation) != 'embeddings' "
-        "AS gateway, any(operation) IN ('chat', 'text_completion', 'generate_content') AS model_call FROM otel_traces "
-        "WHERE SpanId = {span:String} AND ({trace:String} = '' OR TraceId = {trace:String}) "
-        "GROUP BY TraceId, SpanId ORDER BY TraceId LIMIT 10"
-    )
+    sql = _sql("find_span.sql", operations=MODEL_OPERATIONS)
     found = _frame(client, sql, {"span": span_id, "trace": trace_id})
     return found.with_columns(
         pl.col("start").dt.replace_time_zone("UTC"), pl.col("gateway", "model_call").cast(pl.Boolean)
@@ -267,7 +268,9 @@ def read_other_spans(client: Any, window: Window, *, model_calls: bool, limit: i
     parameters = window.parameters()
     anyone = " OR ".join(f"({flavour.recognise})" for flavour in flavours())
     asked = {"erased": _erased(client, parameters), "model_calls": model_calls, "limit": limit}
-    frame = _frame(client, _sql("others.sql", recognise=anyone), {**parameters, **asked})
+    frame = _frame(
+        client, _sql("others.sql", operations=MODEL_OPERATIONS, recognise=anyone), {**parameters, **asked}
+    )
     return frame.with_columns(pl.col("start").dt.replace_time_zone(None))
 
 

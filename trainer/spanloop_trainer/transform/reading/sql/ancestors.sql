@@ -27,9 +27,7 @@ SELECT
         SpanAttributes['graph.node.id'] != '', SpanAttributes['graph.node.id'],
         JSONExtractString(SpanAttributes['metadata'], 'lc_agent_name')) AS agent_name,
     multiIf(
-        SpanAttributes['session.id'] != '', SpanAttributes['session.id'],
-        SpanAttributes['gen_ai.conversation.id'] != '' AND NOT startsWith(SpanAttributes['gen_ai.conversation.id'], 'resp_'),
-        SpanAttributes['gen_ai.conversation.id'],
+        /* session */
         -- AutoGen names no session; an agent's id is TYPE/KEY, and agents of one team run have its id in both.
         extract(SpanAttributes['gen_ai.agent.id'], '_[0-9a-f-]{36}/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$')
     ) AS agent_session,

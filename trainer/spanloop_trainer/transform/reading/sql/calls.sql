@@ -11,10 +11,7 @@ SELECT
     toString(ServiceName) AS service,
     if(ResourceAttributes['service.instance.id'] != '', ResourceAttributes['service.instance.id'], toString(ServiceName)) AS instance,
     multiIf(
-        SpanAttributes['session.id'] != '', SpanAttributes['session.id'],
-        -- Agent Framework has here what a call of the Responses API goes on from, another one for each.
-        SpanAttributes['gen_ai.conversation.id'] != '' AND NOT startsWith(SpanAttributes['gen_ai.conversation.id'], 'resp_'),
-        SpanAttributes['gen_ai.conversation.id'],
+        /* session */
         SpanAttributes['traceloop.association.properties.session_id'] != '', SpanAttributes['traceloop.association.properties.session_id'],
         SpanAttributes['traceloop.association.properties.thread_id'] != '', SpanAttributes['traceloop.association.properties.thread_id'],
         SpanAttributes['ai.telemetry.metadata.sessionId'] != '', SpanAttributes['ai.telemetry.metadata.sessionId'],

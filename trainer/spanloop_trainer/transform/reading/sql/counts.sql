@@ -6,7 +6,7 @@ SELECT
     uniqExactIf(cityHash64(TraceId, SpanId), SpanAttributes['spanloop.gateway'] = 'true'
         AND SpanAttributes['gen_ai.operation.name'] != 'embeddings') AS gateway,
     uniqExactIf(cityHash64(TraceId, SpanId), SpanAttributes['spanloop.gateway'] != 'true' AND (
-        SpanAttributes['gen_ai.operation.name'] IN ('chat', 'text_completion', 'generate_content')
+        SpanAttributes['gen_ai.operation.name'] IN /* operations */
         OR (/* recognise */))) AS model_calls,
     [/* flavours */] AS by_flavour
 FROM otel_traces

@@ -10,7 +10,7 @@ WHERE Timestamp >= fromUnixTimestamp64Nano({since:Int64})
        OR SpanAttributes['spanloop.gateway'] = 'true')
   AND (SpanAttributes['spanloop.gateway'] != 'true' AND NOT (/* recognise */)
        OR SpanAttributes['spanloop.gateway'] = 'true' AND SpanAttributes['gen_ai.operation.name'] = 'embeddings')
-  AND {model_calls:Bool} = (SpanAttributes['gen_ai.operation.name'] IN ('chat', 'text_completion', 'generate_content'))
+  AND {model_calls:Bool} = (SpanAttributes['gen_ai.operation.name'] IN /* operations */)
 ORDER BY Timestamp, TraceId, SpanId
 LIMIT 1 BY TraceId, SpanId
 LIMIT {limit:UInt32}
